@@ -1,0 +1,10 @@
+//! The engine of mpcc: pipeline language, plan, scheduler, run loop. It knows no machine learning and no terminal.
+
+pub mod harness;
+pub mod plan;
+pub mod port;
+pub mod registry;
+pub mod resources;
+pub mod stage;
+
+pub use mpcc_cache as cache;
