@@ -7,6 +7,7 @@ use mpcc_cache::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::diagnostic::Diagnostic;
 use crate::port::OutputPort;
 use crate::resources::Resources;
 use crate::stage::{Coordinates, Provider};
@@ -30,6 +31,8 @@ pub struct Plan {
     pub api_models: BTreeMap<String, u32>,
     /// Data, keys and devices that are not there. `plan` lists them, `run` refuses to start.
     pub missing: Vec<Missing>,
+    /// What is allowed but probably not meant; shown once when the pipeline is planned.
+    pub warnings: Vec<Diagnostic>,
 }
 
 /// One stage after matrix expansion.
@@ -70,7 +73,7 @@ pub struct Node {
 }
 
 /// What a node does.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
     /// A built-in kind with its parameters, defaults filled in, file parameters replaced by their text.
