@@ -1,6 +1,9 @@
 //! The engine of mpcc: pipeline language, plan, scheduler, run loop. It knows no machine learning and no terminal.
 
+pub mod diagnostic;
+pub mod executor;
 pub mod harness;
+pub mod job;
 pub mod plan;
 pub mod port;
 pub mod registry;

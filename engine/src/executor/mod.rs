@@ -1,0 +1,25 @@
+//! Executors carry out jobs. An executor starts an attempt and answers once, when it is over; while it runs, the stage's
+//! notes arrive on the channel that the caller gave.
+//!
+//! | executor | where the stage runs |
+//! |---|---|
+//! | [`scripted`] | nowhere: it ends as the test's script says |
+
+pub mod attempt;
+pub mod scripted;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::job::{AttemptId, Job};
+use crate::stage::Note;
+
+pub use attempt::{Attempt, Control, Order};
+
+/// Where the notes of running stages go.
+pub type Notes = UnboundedSender<(AttemptId, Note)>;
+
+/// Starts jobs. Must be called inside a tokio runtime.
+pub trait Executor: Send + Sync {
+    /// Starts `job`. It never fails here: an attempt that cannot start ends as [`crate::job::Outcome::Failed`].
+    fn start(&self, job: Job, notes: Notes) -> Attempt;
+}

@@ -1,0 +1,204 @@
+//! A job: one attempt of one node, described so completely that any process on any host with the store can run it.
+//!
+//! The run loop makes the job, an executor starts it, the worker carries it out. It travels as one JSON file, so the same
+//! file runs in a child process here and under a cluster's batch system. Secrets travel by name only; their values reach
+//! the stage through its environment.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::Action;
+use crate::stage::{Bound, Coordinates};
+
+/// Names one attempt within one run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AttemptId(pub u64);
+
+/// One self-contained attempt of a node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// Which attempt this is.
+    pub attempt: AttemptId,
+    /// The node: `sft[split=full]`.
+    pub node: String,
+    /// Its matrix coordinates.
+    pub matrix: Coordinates,
+    /// What to do.
+    pub action: Action,
+    /// The node's seed.
+    pub seed: u64,
+    /// Threads granted.
+    pub threads: usize,
+    /// Ordinals of the GPU devices granted, as the host numbers them.
+    pub devices: Vec<usize>,
+    /// What feeds each input port, in declaration order.
+    pub inputs: BTreeMap<String, Vec<Bound>>,
+    /// Where each output port must be written.
+    pub outputs: BTreeMap<String, JobOutput>,
+    /// A folder of this attempt alone. The executor creates it and everything below it: `job.json`, `scratch/`, and by
+    /// convention the outputs ([`Job::output_in`]). The caller removes it when the attempt is over.
+    pub folder: PathBuf,
+    /// Checkpoints that outlive a killed attempt of the same recipe. Created by the executor.
+    pub partial: PathBuf,
+    /// Root of the store, for the memo.
+    pub store: PathBuf,
+    /// Where standard output and error of the stage go. Appended to.
+    pub log: PathBuf,
+    /// Seconds after which the attempt is stopped, 0 for none.
+    pub timeout_s: u64,
+    /// Names of the secrets it gets as environment variables.
+    pub secrets: Vec<String>,
+}
+
+/// Where one output port must be written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobOutput {
+    /// The path, below [`Job::folder`] or at least on the store's file system.
+    pub path: PathBuf,
+    /// Whether it is a directory; the executor creates it, empty.
+    pub tree: bool,
+}
+
+impl Job {
+    /// The place of output `port` in an attempt's `folder`.
+    pub fn output_in(folder: &Path, port: &str) -> PathBuf {
+        folder.join("outputs").join(port)
+    }
+
+    /// The job's own file.
+    pub fn file(&self) -> PathBuf {
+        self.folder.join("job.json")
+    }
+
+    /// Scratch space of the stage.
+    pub fn scratch(&self) -> PathBuf {
+        self.folder.join("scratch")
+    }
+
+    /// Where a record stage keeps the records that failed, with their errors: beside the log.
+    pub fn failed_records(&self) -> PathBuf {
+        self.log.with_extension("failed.jsonl")
+    }
+
+    /// Creates every folder the attempt needs and writes [`Job::file`].
+    pub fn prepare(&self) -> std::io::Result<()> {
+        std::fs::create_dir_all(self.scratch())?;
+        std::fs::create_dir_all(&self.partial)?;
+        for parent in [self.log.parent(), self.file().parent()].into_iter().flatten() {
+            std::fs::create_dir_all(parent)?;
+        }
+        for output in self.outputs.values() {
+            let folder = if output.tree { Some(output.path.as_path()) } else { output.path.parent() };
+            folder.map_or(Ok(()), std::fs::create_dir_all)?;
+        }
+        let text = serde_json::to_vec(self).expect("a job is plain data");
+        std::fs::write(self.file(), text)
+    }
+
+    /// Reads a job file.
+    pub fn read(path: &Path) -> Result<Self, JobError> {
+        let io = |source| JobError::Io { path: path.to_owned(), source };
+        let text = std::fs::read(path).map_err(io)?;
+        serde_json::from_slice(&text).map_err(|source| JobError::Malformed { path: path.to_owned(), source })
+    }
+}
+
+/// Why a job file cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is no job of this version of mpcc.
+    #[error("{}: not a job: {source}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// The stage says that every output is written.
+    Done,
+    /// The stage reported an error.
+    Failed {
+        /// What went wrong.
+        message: String,
+        /// The inputs or parameters are wrong: the same attempt would fail again.
+        invalid: bool,
+    },
+    /// A person must decide first.
+    Waiting {
+        /// What is waited for and how to go on.
+        message: String,
+    },
+    /// It ended because it was told to.
+    Cancelled,
+    /// It ran past its time limit and was stopped.
+    TimedOut,
+    /// The process died of a signal that mpcc did not send.
+    Killed {
+        /// The signal's number.
+        signal: i32,
+        /// Whether the machine ran out of memory, as far as can be told.
+        out_of_memory: bool,
+    },
+}
+
+impl Outcome {
+    /// A failure that another attempt may not meet.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::Failed { message: message.into(), invalid: false }
+    }
+
+    /// One line for people: what happened.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Done => "done".to_owned(),
+            Self::Failed { message, .. } => message.clone(),
+            Self::Waiting { message } => format!("waiting: {message}"),
+            Self::Cancelled => "cancelled".to_owned(),
+            Self::TimedOut => "ran past its time limit".to_owned(),
+            Self::Killed { out_of_memory: true, .. } => "ran out of memory".to_owned(),
+            Self::Killed { signal, .. } => format!("killed by {}", signal_name(*signal)),
+        }
+    }
+}
+
+/// `signal 11 (SIGSEGV, a bad memory access)`.
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        4 => "SIGILL, an instruction this CPU lacks",
+        6 => "SIGABRT, the process gave up",
+        7 => "SIGBUS, a file it read was truncated or memory failed",
+        8 => "SIGFPE, a bad division",
+        9 => "SIGKILL, not sent by mpcc: somebody or the kernel killed it",
+        11 => "SIGSEGV, a bad memory access",
+        15 => "SIGTERM, not sent by mpcc",
+        _ => return format!("signal {signal}"),
+    };
+    format!("signal {signal} ({name})")
+}
+
+/// What an attempt used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Wall time in seconds.
+    pub wall_s: f64,
+    /// CPU time in seconds, user and system, children included; 0 when the process died before it could tell.
+    pub cpu_s: f64,
+    /// Largest resident set of any of its processes in bytes; 0 when the process died before it could tell.
+    pub peak_rss_bytes: u64,
+}
