@@ -1,6 +1,7 @@
 //! The engine of mpcc: pipeline language, plan, scheduler, run loop. It knows no machine learning and no terminal.
 
 pub mod diagnostic;
+pub mod event;
 pub mod executor;
 pub mod harness;
 pub mod job;
@@ -8,6 +9,7 @@ pub mod plan;
 pub mod port;
 pub mod registry;
 pub mod resources;
+pub mod scheduler;
 pub mod stage;
 
 pub use mpcc_cache as cache;

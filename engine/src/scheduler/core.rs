@@ -1,0 +1,412 @@
+//! The machine itself: inputs in, commands out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::queue::{Queue, Soon, Start, Task, priorities};
+use super::state::{Change, State, Verdict};
+use crate::plan::NodeId;
+use crate::resources::{Allocator, Grant, Inventory};
+
+/// What the store says of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keyed {
+    /// It has the outputs.
+    Hit,
+    /// It has not: the node must run.
+    Miss,
+    /// The recipe could not be made; a failure.
+    Broken,
+}
+
+/// How a started node ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its outputs are in the store.
+    Done,
+    /// Another run had put them there before it began.
+    Cached,
+    /// Another run holds its lease.
+    Busy,
+    /// It failed.
+    Failed {
+        /// Whether another attempt may succeed.
+        again: bool,
+    },
+    /// It waits for a person.
+    Waiting,
+    /// It was told to stop.
+    Cancelled,
+}
+
+/// What the scheduler is told.
+#[derive(Debug)]
+pub enum Input {
+    /// The run begins.
+    Begin,
+    /// The answer to [`Command::Key`].
+    Keyed(NodeId, Keyed),
+    /// Keying this node takes long (a large data set is being hashed): others need not be held back for it.
+    Slow(NodeId),
+    /// The end of what [`Command::Start`] began; the grant comes back.
+    Ended(NodeId, Grant, End),
+    /// The answer to [`Command::Follow`].
+    Freed(NodeId),
+    /// The answer to [`Command::Rest`].
+    Rested(NodeId),
+    /// Stop: nothing new starts, what runs is asked to end.
+    Drain,
+    /// Stop at once: what runs is killed.
+    Kill,
+}
+
+/// What the caller must do.
+#[derive(Debug)]
+pub enum Command {
+    /// Compute the node's recipe and look it up.
+    Key(NodeId),
+    /// Start an attempt, counted from 1.
+    Start {
+        /// The node.
+        node: NodeId,
+        /// Which attempt.
+        attempt: u32,
+        /// What it holds; give it back with [`Input::Ended`].
+        grant: Grant,
+        /// Slots of the API models it asks.
+        slots: BTreeMap<String, u32>,
+    },
+    /// Watch for the end of another run's execution of the node.
+    Follow(NodeId),
+    /// Let the node rest before its next attempt.
+    Rest {
+        /// The node.
+        node: NodeId,
+        /// The attempt that comes next.
+        attempt: u32,
+        /// How long.
+        delay: Duration,
+    },
+    /// Ask the running node to end soon.
+    Drain(NodeId),
+    /// Kill the running node.
+    Kill(NodeId),
+    /// The node is over without having run to its end: skipped, waiting or cancelled because of `cause`, or failed because
+    /// no host has what it asks for (`cause` is then itself).
+    Settled {
+        /// The node.
+        node: NodeId,
+        /// How it ended.
+        verdict: Verdict,
+        /// The node because of which.
+        cause: Option<NodeId>,
+    },
+    /// Every node has ended.
+    Finish,
+}
+
+/// How much of the run is being stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stop {
+    No,
+    Failure,
+    Drain,
+    Kill,
+}
+
+/// The scheduler of one run.
+pub struct Scheduler {
+    tasks: BTreeMap<NodeId, Task>,
+    states: BTreeMap<NodeId, State>,
+    children: BTreeMap<NodeId, Vec<NodeId>>,
+    priorities: BTreeMap<NodeId, Duration>,
+    attempts: BTreeMap<NodeId, u32>,
+    /// Nodes whose keying takes long.
+    slow: BTreeSet<NodeId>,
+    queue: Queue,
+    inventory: Inventory,
+    allocator: Allocator,
+    keep_going: bool,
+    stop: Stop,
+    finished: bool,
+}
+
+impl Scheduler {
+    /// A scheduler of `tasks` (in topological order by id) on a host of which it uses at most `cpus` cores. `slots` limits
+    /// the API models.
+    pub fn new(
+        tasks: BTreeMap<NodeId, Task>,
+        inventory: Inventory,
+        cpus: Option<u32>,
+        slots: BTreeMap<String, u32>,
+        keep_going: bool,
+    ) -> Self {
+        let mut children: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
+        for (&node, task) in &tasks {
+            for &parent in &task.parents {
+                children.entry(parent).or_default().push(node);
+            }
+        }
+        Self {
+            states: tasks.keys().map(|&node| (node, State::Blocked)).collect(),
+            priorities: priorities(&tasks),
+            tasks,
+            children,
+            attempts: BTreeMap::new(),
+            slow: BTreeSet::new(),
+            queue: Queue::new(slots),
+            allocator: Allocator::new(&inventory, cpus),
+            inventory,
+            keep_going,
+            stop: Stop::No,
+            finished: false,
+        }
+    }
+
+    /// Where `node` is; `None` for a node that is not scheduled.
+    pub fn state(&self, node: NodeId) -> Option<State> {
+        self.states.get(&node).copied()
+    }
+
+    /// How every node that is over has ended.
+    pub fn verdicts(&self) -> impl Iterator<Item = (NodeId, Verdict)> {
+        self.states.iter().filter_map(|(&node, state)| Some((node, state.verdict()?)))
+    }
+
+    /// Takes one input; the answer is what to do now, in order.
+    pub fn step(&mut self, input: Input) -> Vec<Command> {
+        let mut out = Vec::new();
+        match input {
+            Input::Begin => self.begin(&mut out),
+            Input::Keyed(node, keyed) => self.keyed(node, keyed, &mut out),
+            Input::Slow(node) => {
+                self.slow.insert(node);
+            }
+            Input::Ended(node, grant, end) => self.ended(node, grant, end, &mut out),
+            Input::Freed(node) if self.states[&node] == State::Following => self.key(node, Change::Freed, &mut out),
+            Input::Rested(node) if self.states[&node] == State::Resting => self.enqueue(node, Change::Rested, &mut out),
+            // The run was stopped meanwhile.
+            Input::Freed(_) | Input::Rested(_) => {}
+            Input::Drain => self.halt(Stop::Drain, &mut out),
+            Input::Kill => self.halt(Stop::Kill, &mut out),
+        }
+        self.dispatch(&mut out);
+        self.finish(&mut out);
+        out
+    }
+
+    fn change(&mut self, node: NodeId, change: Change) {
+        let state = self.states.get_mut(&node).expect("scheduled");
+        *state = state.after(change).unwrap_or_else(|| panic!("{change:?} cannot happen to a node that is {state:?}"));
+    }
+
+    fn begin(&mut self, out: &mut Vec<Command>) {
+        let roots: Vec<_> =
+            self.tasks.iter().filter(|(_, task)| task.parents.is_empty()).map(|(&node, _)| node).collect();
+        for node in roots {
+            self.key(node, Change::Unblock, out);
+        }
+    }
+
+    fn key(&mut self, node: NodeId, change: Change, out: &mut Vec<Command>) {
+        self.change(node, change);
+        out.push(Command::Key(node));
+    }
+
+    fn keyed(&mut self, node: NodeId, keyed: Keyed, out: &mut Vec<Command>) {
+        if self.states[&node] != State::Keying {
+            return; // Cancelled meanwhile.
+        }
+        match keyed {
+            Keyed::Hit => {
+                self.change(node, Change::Hit);
+                self.unblock(node, out);
+            }
+            Keyed::Miss => self.enqueue(node, Change::Miss, out),
+            Keyed::Broken => self.fail(node, out),
+        }
+    }
+
+    /// Queues a node, or fails it when no host could ever run it.
+    fn enqueue(&mut self, node: NodeId, change: Change, out: &mut Vec<Command>) {
+        self.change(node, change);
+        if self.inventory.fits(&self.tasks[&node].request).is_ok() {
+            self.queue.push(node, self.priorities[&node]);
+        } else {
+            out.push(Command::Settled { node, verdict: Verdict::Failed, cause: Some(node) });
+            self.fail(node, out);
+        }
+    }
+
+    fn ended(&mut self, node: NodeId, grant: Grant, end: End, out: &mut Vec<Command>) {
+        self.allocator.release(grant);
+        self.queue.release_slots(node);
+        match end {
+            End::Done => self.change(node, Change::Done),
+            End::Cached => self.change(node, Change::Hit),
+            End::Waiting => self.change(node, Change::Wait),
+            End::Busy => return self.busy(node, out),
+            End::Failed { again } => return self.failed(node, again, out),
+            End::Cancelled => self.change(node, Change::Cancel),
+        }
+        self.unblock(node, out);
+    }
+
+    fn busy(&mut self, node: NodeId, out: &mut Vec<Command>) {
+        *self.attempts.get_mut(&node).expect("it was started") -= 1;
+        if self.stop == Stop::No {
+            self.change(node, Change::Busy);
+            out.push(Command::Follow(node));
+        } else {
+            self.cancel(node, None, out);
+            self.unblock(node, out);
+        }
+    }
+
+    fn failed(&mut self, node: NodeId, again: bool, out: &mut Vec<Command>) {
+        let attempts = self.attempts[&node];
+        if again && self.stop == Stop::No && attempts <= self.tasks[&node].retries {
+            self.change(node, Change::Retry);
+            out.push(Command::Rest { node, attempt: attempts + 1, delay: back_off(attempts) });
+        } else {
+            self.fail(node, out);
+        }
+    }
+
+    /// The node failed for good: all below it is skipped, and without `keep_going` nothing new starts.
+    fn fail(&mut self, node: NodeId, out: &mut Vec<Command>) {
+        self.change(node, Change::Fail);
+        for below in self.descendants(node) {
+            if self.states[&below] == State::Blocked {
+                self.change(below, Change::Skip);
+                out.push(Command::Settled { node: below, verdict: Verdict::Skipped, cause: Some(node) });
+            }
+        }
+        if !self.keep_going {
+            self.halt(Stop::Failure, out);
+        }
+    }
+
+    fn descendants(&self, node: NodeId) -> BTreeSet<NodeId> {
+        let mut found = BTreeSet::new();
+        let mut open = vec![node];
+        while let Some(node) = open.pop() {
+            let children = self.children.get(&node).map_or(&[][..], Vec::as_slice);
+            open.extend(children.iter().filter(|child| found.insert(**child)));
+        }
+        found
+    }
+
+    /// Looks at the children of a node that has just ended: those with nothing left to wait for move on.
+    fn unblock(&mut self, node: NodeId, out: &mut Vec<Command>) {
+        let mut open = vec![node];
+        while let Some(node) = open.pop() {
+            for child in self.children.get(&node).cloned().unwrap_or_default() {
+                if self.states[&child] != State::Blocked {
+                    continue;
+                }
+                match self.above(child) {
+                    Above::Open => {}
+                    Above::Good if self.stop == Stop::No => self.key(child, Change::Unblock, out),
+                    Above::Good => {
+                        self.cancel(child, None, out);
+                        open.push(child);
+                    }
+                    Above::Cancelled(cause) => {
+                        self.cancel(child, Some(cause), out);
+                        open.push(child);
+                    }
+                    Above::Waits(cause) => {
+                        self.change(child, Change::Wait);
+                        out.push(Command::Settled { node: child, verdict: Verdict::Waiting, cause: Some(cause) });
+                        open.push(child);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the parents of `node` have come to. None of them has failed, or `node` would be skipped.
+    fn above(&self, node: NodeId) -> Above {
+        let mut above = Above::Good;
+        for &parent in &self.tasks[&node].parents {
+            match self.states[&parent].verdict() {
+                None => return Above::Open,
+                Some(Verdict::Waiting) => above = Above::Waits(parent),
+                Some(Verdict::Cancelled) if above == Above::Good => above = Above::Cancelled(parent),
+                Some(_) => {}
+            }
+        }
+        above
+    }
+
+    fn cancel(&mut self, node: NodeId, cause: Option<NodeId>, out: &mut Vec<Command>) {
+        self.change(node, Change::Cancel);
+        out.push(Command::Settled { node, verdict: Verdict::Cancelled, cause });
+    }
+
+    /// Nothing new starts; `Drain` and `Kill` reach what runs. What is below a running node stays blocked until that ends:
+    /// it may yet fail.
+    fn halt(&mut self, stop: Stop, out: &mut Vec<Command>) {
+        if stop <= self.stop {
+            return;
+        }
+        self.stop = stop;
+        for (node, state) in self.states.clone() {
+            match state {
+                State::Ended(_) | State::Blocked => {}
+                State::Running => match stop {
+                    Stop::Drain => out.push(Command::Drain(node)),
+                    Stop::Kill => out.push(Command::Kill(node)),
+                    Stop::No | Stop::Failure => {}
+                },
+                _ => {
+                    self.queue.remove(node);
+                    self.cancel(node, None, out);
+                    self.unblock(node, out);
+                }
+            }
+        }
+    }
+
+    fn dispatch(&mut self, out: &mut Vec<Command>) {
+        while self.stop == Stop::No {
+            let soon = self.soon();
+            let Some(Start { node, grant, slots }) = self.queue.next(&soon, &self.tasks, &mut self.allocator) else {
+                return;
+            };
+            self.change(node, Change::Grant);
+            let attempt = self.attempts.entry(node).or_default();
+            *attempt += 1;
+            out.push(Command::Start { node, attempt: *attempt, grant, slots });
+        }
+    }
+
+    /// The nodes that are being keyed: a moment later they may want what is free now.
+    fn soon(&self) -> Soon {
+        let keying = self.states.iter().filter(|(node, state)| **state == State::Keying && !self.slow.contains(node));
+        let nodes: Vec<_> = keying.map(|(&node, _)| node).collect();
+        Soon { floor: nodes.iter().map(|node| self.priorities[node]).max().unwrap_or_default(), nodes }
+    }
+
+    fn finish(&mut self, out: &mut Vec<Command>) {
+        if !self.finished && self.states.values().all(|state| state.verdict().is_some()) {
+            self.finished = true;
+            out.push(Command::Finish);
+        }
+    }
+}
+
+/// What the parents of a node have come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Above {
+    Open,
+    Good,
+    Waits(NodeId),
+    Cancelled(NodeId),
+}
+
+/// How long a node rests after its `attempts`-th failure.
+fn back_off(attempts: u32) -> Duration {
+    Duration::from_secs(1 << attempts.saturating_sub(1).min(6)).min(Duration::from_secs(60))
+}
