@@ -1,0 +1,108 @@
+//! Files of a model directory in Hugging Face layout: JSON beside one or several safetensors files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
+
+use crate::error::{ModelError, Result};
+
+/// The JSON of a file, or `None` where there is no such file.
+///
+/// # Errors
+/// When the file is there but cannot be read or is no JSON.
+pub fn read_json_if_there(path: &Path) -> Result<Option<Value>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(ModelError::Read { path: path.into(), source }),
+    };
+    let value = serde_json::from_slice(&bytes);
+    value.map(Some).map_err(|error| ModelError::File { path: path.into(), message: error.to_string() })
+}
+
+/// Writes JSON with two spaces of indentation and a last line break.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_json(path: &Path, value: &Value) -> Result<()> {
+    write(path, format!("{value:#}\n").as_bytes())
+}
+
+/// Writes bytes.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes).map_err(|source| ModelError::Write { path: path.into(), source })
+}
+
+/// Writes tensors as one safetensors file; equal tensors give equal bytes.
+///
+/// # Errors
+/// When a tensor cannot be read back from its device or the file cannot be written.
+#[allow(clippy::disallowed_types, reason = "the file format's writer takes a HashMap; it holds one key")]
+pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(tensors, Some(metadata), path)
+        .map_err(|error| ModelError::File { path: path.into(), message: error.to_string() })
+}
+
+/// The tensors of a model directory, mapped and read one at a time.
+pub struct TensorFiles {
+    files: MmapedSafetensors,
+    names: BTreeSet<String>,
+    dir: PathBuf,
+}
+
+impl TensorFiles {
+    /// Opens `model.safetensors`, or the files that `model.safetensors.index.json` lists.
+    ///
+    /// # Errors
+    /// When neither is there or a file is damaged.
+    #[allow(unsafe_code, reason = "maps weight files instead of copying gigabytes; they are not changed while open")]
+    pub fn open(dir: &Path) -> Result<TensorFiles> {
+        let paths = weight_files(dir)?;
+        // SAFETY: model directories are read-only artifacts; nobody truncates them while a model loads.
+        let files = unsafe { MmapedSafetensors::multi(&paths) }
+            .map_err(|error| ModelError::File { path: dir.into(), message: error.to_string() })?;
+        let names = files.tensors().into_iter().map(|(name, _)| name).collect();
+        Ok(TensorFiles { files, names, dir: dir.into() })
+    }
+
+    /// The names in the files.
+    pub fn names(&self) -> &BTreeSet<String> {
+        &self.names
+    }
+
+    /// Reads the first of `names` that exists.
+    ///
+    /// # Errors
+    /// When none exists or the data cannot be read.
+    pub fn load(&self, names: &[String], dtype: DType, device: &Device) -> Result<Tensor> {
+        let name = names.iter().find(|name| self.names.contains(*name)).ok_or_else(|| ModelError::Weight {
+            name: names[0].clone(),
+            message: format!("missing in {} ({} tensors there)", self.dir.display(), self.names.len()),
+        })?;
+        Ok(self.files.load(name, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+    }
+}
+
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let single = dir.join("model.safetensors");
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    let index = dir.join("model.safetensors.index.json");
+    let Some(value) = read_json_if_there(&index)? else {
+        let message = "holds neither model.safetensors nor model.safetensors.index.json";
+        return Err(ModelError::File { path: dir.into(), message: message.into() });
+    };
+    let map = value["weight_map"]
+        .as_object()
+        .ok_or_else(|| ModelError::File { path: index, message: "`weight_map` is missing".into() })?;
+    let files: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
+    Ok(files.into_iter().map(|file| dir.join(file)).collect())
+}

@@ -1,0 +1,257 @@
+//! A vision-language model as one thing: weights, tokenizer, picture processor, chat template and generation settings, read from and
+//! written to a directory in Hugging Face layout.
+
+pub mod prompt;
+pub mod qwen2_5_vl;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use rayon::ThreadPool;
+use serde_json::{Value, json};
+
+use crate::chat::ChatTemplate;
+use crate::checkpoint::{self, TensorFiles, read_json_if_there, write_json};
+use crate::device::DeviceChoice;
+use crate::error::{ModelError, Result};
+use crate::image::ImageProcessor;
+use crate::tokenizer::TextTokenizer;
+use crate::weights::Weights;
+
+pub use prompt::Prompt;
+pub use qwen2_5_vl::{Config, Packed, Qwen25Vl, TextConfig, Trainable, VisionConfig};
+
+/// How a model is brought into memory.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    /// Threads of the model's own pool; results do not depend on it.
+    pub threads: usize,
+    /// Type of the weights; on the CPU f32 is the fast one.
+    pub dtype: DType,
+    /// Where the weights live.
+    pub device: DeviceChoice,
+}
+
+impl Default for LoadOptions {
+    fn default() -> LoadOptions {
+        LoadOptions { threads: 1, dtype: DType::F32, device: DeviceChoice::Cpu }
+    }
+}
+
+/// `generation_config.json`: which tokens end an answer. The other keys are kept and written back.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationConfig {
+    /// Tokens that end an answer.
+    pub eos: Vec<u32>,
+    raw: Value,
+}
+
+impl GenerationConfig {
+    /// Settings with these end tokens and this padding token.
+    pub fn new(eos: Vec<u32>, pad: u32) -> GenerationConfig {
+        let raw = json!({ "do_sample": false, "eos_token_id": eos, "pad_token_id": pad });
+        GenerationConfig { eos, raw }
+    }
+
+    fn read(dir: &Path, config: &Config) -> Result<GenerationConfig> {
+        let path = dir.join("generation_config.json");
+        let raw = read_json_if_there(&path)?.unwrap_or_else(|| json!({}));
+        let eos: Vec<u32> = match &raw["eos_token_id"] {
+            Value::Array(ids) => ids.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
+            id => id.as_u64().map(|id| id as u32).or(config.eos_token_id).into_iter().collect(),
+        };
+        if eos.is_empty() {
+            let message = "no `eos_token_id` here or in config.json, so that no answer could end".to_owned();
+            return Err(ModelError::File { path, message });
+        }
+        Ok(GenerationConfig { eos, raw })
+    }
+}
+
+/// What a model needs beside its weights.
+#[derive(Debug, Clone)]
+pub struct Assets {
+    /// Text to ids and back.
+    pub tokenizer: TextTokenizer,
+    /// Conversations to text.
+    pub chat: ChatTemplate,
+    /// Pictures to patches.
+    pub processor: ImageProcessor,
+    /// End tokens.
+    pub generation: GenerationConfig,
+}
+
+/// A vision-language model ready to answer or to be trained.
+#[derive(Debug, Clone)]
+pub struct Vlm {
+    config: Config,
+    weights: Weights,
+    model: Qwen25Vl,
+    assets: Assets,
+    pool: Arc<ThreadPool>,
+}
+
+impl Vlm {
+    /// Reads a model directory.
+    ///
+    /// # Errors
+    /// When a file is missing or malformed, the architecture is not `qwen2_5_vl`, or the device is not there.
+    pub fn load(dir: &Path, options: &LoadOptions) -> Result<Vlm> {
+        let config = Config::read(&dir.join("config.json"))?;
+        let tokenizer = TextTokenizer::read(dir)?;
+        let chat = ChatTemplate::read(dir, tokenizer.config())?;
+        let processor = read_processor(dir)?;
+        let generation = GenerationConfig::read(dir, &config)?;
+        let specs = qwen2_5_vl::weights::specs(&config);
+        let weights = Weights::read(specs, &TensorFiles::open(dir)?, options.dtype, &options.device.open()?)?;
+        Vlm::assemble(config, weights, Assets { tokenizer, chat, processor, generation }, options)
+    }
+
+    /// Makes a model with freshly drawn weights, for pretraining.
+    ///
+    /// # Errors
+    /// When the configuration contradicts itself or the tokenizer, or the device is not there.
+    pub fn init(config: Config, assets: Assets, seed: u64, options: &LoadOptions) -> Result<Vlm> {
+        config.check().map_err(ModelError::Setting)?;
+        let specs = qwen2_5_vl::weights::specs(&config);
+        let weights = Weights::draw(specs, seed, options.dtype, &options.device.open()?)?;
+        Vlm::assemble(config, weights, assets, options)
+    }
+
+    fn assemble(config: Config, weights: Weights, assets: Assets, options: &LoadOptions) -> Result<Vlm> {
+        check_agreement(&config, &assets)?;
+        let model = Qwen25Vl::new(&config, &weights, Trainable::Nothing)?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads.max(1))
+            .build()
+            .map_err(|error| ModelError::Setting(format!("{} threads: {error}", options.threads)))?;
+        Ok(Vlm { config, weights, model, assets, pool: Arc::new(pool) })
+    }
+
+    /// Writes the model as a directory that transformers loads.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        std::fs::create_dir_all(dir).map_err(|source| ModelError::Write { path: dir.into(), source })?;
+        let assets = &self.assets;
+        write_json(&dir.join("config.json"), &self.config.to_json())?;
+        write_json(&dir.join("generation_config.json"), &assets.generation.raw)?;
+        write_json(&dir.join("preprocessor_config.json"), &assets.processor.to_json())?;
+        write_json(&dir.join("tokenizer_config.json"), &self.tokenizer_config())?;
+        checkpoint::write(&dir.join("tokenizer.json"), assets.tokenizer.file())?;
+        checkpoint::write(&dir.join("chat_template.jinja"), assets.chat.source().as_bytes())?;
+        checkpoint::write_tensors(&dir.join("model.safetensors"), &self.weights.published()?)
+    }
+
+    fn tokenizer_config(&self) -> Value {
+        let known = self.assets.tokenizer.config();
+        if !known.is_null() {
+            return known.clone();
+        }
+        let end = self.assets.tokenizer.token(self.assets.generation.eos[0]);
+        json!({ "eos_token": end, "pad_token": end, "tokenizer_class": "PreTrainedTokenizerFast" })
+    }
+
+    /// An independent copy of the model: training one leaves the other as it is.
+    ///
+    /// # Errors
+    /// When there is no room for the weights.
+    pub fn deep_copy(&self) -> Result<Vlm> {
+        let weights = self.weights.deep_copy()?;
+        let model = Qwen25Vl::new(&self.config, &weights, Trainable::Nothing)?;
+        Ok(Vlm { weights, model, ..self.clone() })
+    }
+
+    /// The architecture over the model's weights, for inference: no gradient flows.
+    pub fn model(&self) -> &Qwen25Vl {
+        &self.model
+    }
+
+    /// The architecture over the same weights, with gradients to what is trainable.
+    ///
+    /// # Errors
+    /// When a weight is missing, which a loaded model excludes.
+    pub fn view(&self, trainable: Trainable) -> Result<Qwen25Vl> {
+        Qwen25Vl::new(&self.config, &self.weights, trainable)
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Tokenizer, template, processor and end tokens.
+    pub fn assets(&self) -> &Assets {
+        &self.assets
+    }
+
+    /// The tokens that end an answer.
+    pub fn eos(&self) -> &[u32] {
+        &self.assets.generation.eos
+    }
+
+    /// The ids of a text; special tokens written in it are recognised, none are added.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.assets.tokenizer.encode(text)
+    }
+
+    /// The text of some ids, special tokens left out except the think and answer tags.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder refuses them.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.assets.tokenizer.decode(ids)
+    }
+
+    /// Where the weights live.
+    pub fn device(&self) -> &Device {
+        self.model.head().device()
+    }
+
+    /// The model's own threads.
+    pub fn pool(&self) -> &ThreadPool {
+        &self.pool
+    }
+}
+
+/// The processor of `preprocessor_config.json`, else of `processor_config.json`.
+fn read_processor(dir: &Path) -> Result<ImageProcessor> {
+    if let Some(value) = read_json_if_there(&dir.join("preprocessor_config.json"))? {
+        return Ok(ImageProcessor::from_json(&value));
+    }
+    let path = dir.join("processor_config.json");
+    match read_json_if_there(&path)? {
+        Some(value) if value["image_processor"].is_object() => Ok(ImageProcessor::from_json(&value["image_processor"])),
+        _ => {
+            let message = "holds neither preprocessor_config.json nor an image_processor in processor_config.json";
+            Err(ModelError::File { path: dir.into(), message: message.into() })
+        }
+    }
+}
+
+/// Refuses parts that were not made for each other.
+fn check_agreement(config: &Config, assets: &Assets) -> Result<()> {
+    let (vision, processor) = (&config.vision, &assets.processor);
+    let wanted = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size);
+    let given = (processor.patch_size, processor.merge_size, processor.temporal_patch_size);
+    if wanted != given {
+        return Err(ModelError::Setting(format!(
+            "the picture processor's patch, merge and temporal sizes {given:?} differ from the vision tower's {wanted:?}"
+        )));
+    }
+    let (tokens, rows) = (assets.tokenizer.len(), config.text.vocab_size);
+    if tokens > rows {
+        return Err(ModelError::Setting(format!("the tokenizer has {tokens} tokens, but the embedding table {rows} rows")));
+    }
+    Ok(())
+}

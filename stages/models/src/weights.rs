@@ -1,0 +1,251 @@
+//! The trainable state of a model: named variables.
+//!
+//! Names mirror the published checkpoint, except that projections which read the same row lie packed in one matrix (query, key and
+//! value; gate and up): one multiplication instead of three or two. [`WeightSpec`] says how a packed matrix is assembled on reading
+//! and split on writing. A frozen weight is handed out detached, so that no gradient is computed for it.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor, Var};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::checkpoint::TensorFiles;
+use crate::error::{ModelError, Result};
+
+/// How a weight is drawn when a model is made anew.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// All zero (biases).
+    Zeros,
+    /// All one (norms).
+    Ones,
+    /// Normal with this standard deviation.
+    Normal(f64),
+}
+
+/// One variable and the tensors of the checkpoint it is made of.
+#[derive(Debug, Clone)]
+pub struct WeightSpec {
+    /// The variable's name.
+    pub name: String,
+    /// The variable's shape.
+    pub shape: Vec<usize>,
+    /// Checkpoint tensors stacked along the rows, each with all names it is known by (the one to write first) and its shape on disk.
+    pub parts: Vec<(Vec<String>, Vec<usize>)>,
+    /// The first draw.
+    pub init: Init,
+}
+
+impl WeightSpec {
+    /// A variable that is one tensor of the checkpoint, under the given names.
+    pub fn plain(names: Vec<String>, shape: Vec<usize>, init: Init) -> WeightSpec {
+        WeightSpec { name: names[0].clone(), parts: vec![(names, shape.clone())], shape, init }
+    }
+
+    fn read(&self, files: &TensorFiles, dtype: DType, device: &Device) -> Result<Tensor> {
+        let mut stacked = Vec::with_capacity(self.parts.len());
+        for (names, shape) in &self.parts {
+            let tensor = files.load(names, dtype, device)?;
+            if tensor.dims() != shape {
+                let message = format!("has shape {:?}, the configuration asks for {shape:?}", tensor.dims());
+                return Err(ModelError::Weight { name: names[0].clone(), message });
+            }
+            stacked.push(tensor.reshape(self.part_shape(shape))?);
+        }
+        Ok(if stacked.len() == 1 { stacked.remove(0) } else { Tensor::cat(&stacked, 0)? })
+    }
+
+    /// A part's shape inside the variable: its rows, the variable's other dimensions.
+    fn part_shape(&self, disk: &[usize]) -> Vec<usize> {
+        std::iter::once(disk[0]).chain(self.shape[1..].iter().copied()).collect()
+    }
+
+    fn split(&self, tensor: &Tensor) -> Result<Vec<(String, Tensor)>> {
+        let mut start = 0;
+        let mut parts = Vec::with_capacity(self.parts.len());
+        for (names, shape) in &self.parts {
+            let part = tensor.narrow(0, start, shape[0])?.contiguous()?.reshape(shape.as_slice())?;
+            parts.push((names[0].clone(), part));
+            start += shape[0];
+        }
+        Ok(parts)
+    }
+
+    fn draw(&self, seed: u64, dtype: DType, device: &Device) -> Result<Tensor> {
+        let shape = self.shape.as_slice();
+        Ok(match self.init {
+            Init::Zeros => Tensor::zeros(shape, dtype, device)?,
+            Init::Ones => Tensor::ones(shape, dtype, device)?,
+            Init::Normal(deviation) => {
+                let count = shape.iter().product();
+                let values = Tensor::from_vec(normals(seed, &self.name, count, deviation), shape, &Device::Cpu)?;
+                values.to_dtype(dtype)?.to_device(device)?
+            }
+        })
+    }
+}
+
+/// Normal numbers of a stream that belongs to (seed, name) alone (Box and Muller 1958).
+fn normals(seed: u64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
+    let mut hasher = blake3::Hasher::new_derive_key("mpcc weight initialisation");
+    hasher.update(&seed.to_le_bytes());
+    hasher.update(name.as_bytes());
+    let mut rng = ChaCha8Rng::from_seed(*hasher.finalize().as_bytes());
+    let mut unit = move || ((rng.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    let mut values = Vec::with_capacity(count + 1);
+    while values.len() < count {
+        let (radius, angle) = ((-2.0 * unit().ln()).sqrt(), std::f64::consts::TAU * unit());
+        values.push((deviation * radius * angle.cos()) as f32);
+        values.push((deviation * radius * angle.sin()) as f32);
+    }
+    values.truncate(count);
+    values
+}
+
+/// The named variables of a model.
+#[derive(Debug, Clone)]
+pub struct Weights {
+    vars: BTreeMap<String, Var>,
+    specs: Vec<WeightSpec>,
+}
+
+impl Weights {
+    /// Reads every weight that the specifications name.
+    ///
+    /// # Errors
+    /// When one is missing or has another shape.
+    pub fn read(specs: Vec<WeightSpec>, files: &TensorFiles, dtype: DType, device: &Device) -> Result<Weights> {
+        Weights::build(specs, |spec| spec.read(files, dtype, device))
+    }
+
+    /// Draws every weight; a tensor's values depend on the seed, its name and its shape alone.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn draw(specs: Vec<WeightSpec>, seed: u64, dtype: DType, device: &Device) -> Result<Weights> {
+        Weights::build(specs, |spec| spec.draw(seed, dtype, device))
+    }
+
+    fn build(specs: Vec<WeightSpec>, mut make: impl FnMut(&WeightSpec) -> Result<Tensor>) -> Result<Weights> {
+        let mut vars = BTreeMap::new();
+        for spec in &specs {
+            vars.insert(spec.name.clone(), Var::from_tensor(&make(spec)?)?);
+        }
+        Ok(Weights { vars, specs })
+    }
+
+    /// A copy that shares no memory with this one, such as the reference policy of a training.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn deep_copy(&self) -> Result<Weights> {
+        let copy = |(name, var): (&String, &Var)| Ok((name.clone(), Var::from_tensor(&var.as_tensor().copy()?)?));
+        Ok(Weights { vars: self.vars.iter().map(copy).collect::<Result<_>>()?, specs: self.specs.clone() })
+    }
+
+    /// A weight; detached, so that no gradient flows to it, where it is frozen.
+    ///
+    /// # Errors
+    /// When no weight has this name.
+    pub fn get(&self, name: &str, frozen: bool) -> Result<Tensor> {
+        let var = self
+            .vars
+            .get(name)
+            .ok_or_else(|| ModelError::Weight { name: name.into(), message: "is no weight of this model".into() })?;
+        Ok(if frozen { var.as_detached_tensor() } else { var.as_tensor().clone() })
+    }
+
+    /// All variables by name.
+    pub fn vars(&self) -> &BTreeMap<String, Var> {
+        &self.vars
+    }
+
+    /// The variables that training changes, in name order; without those of the vision tower when it is frozen.
+    pub fn trainable(&self, freeze_vision: bool) -> Vec<(String, Var)> {
+        let wanted = |name: &str| !(freeze_vision && name.starts_with("visual."));
+        self.vars.iter().filter(|(name, _)| wanted(name)).map(|(name, var)| (name.clone(), var.clone())).collect()
+    }
+
+    /// Number of values.
+    pub fn count(&self) -> usize {
+        self.vars.values().map(|var| var.as_tensor().elem_count()).sum()
+    }
+
+    /// The tensors under their published names, packed ones split.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn published(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.specs_of(&|name| self.get(name, true))
+    }
+
+    /// Any tensors named and shaped like this model's variables (gradients, moments), under their published names.
+    ///
+    /// # Errors
+    /// When a tensor is missing or its shape does not fit.
+    pub fn published_like(&self, tensors: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+        self.specs_of(&|name| {
+            let missing = || ModelError::Weight { name: name.into(), message: "has no counterpart here".into() };
+            tensors.get(name).cloned().ok_or_else(missing)
+        })
+    }
+
+    fn specs_of(&self, find: &dyn Fn(&str) -> Result<Tensor>) -> Result<BTreeMap<String, Tensor>> {
+        let mut all = BTreeMap::new();
+        for spec in &self.specs {
+            all.extend(spec.split(&find(&spec.name)?)?);
+        }
+        Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(name: &str) -> Vec<String> {
+        vec![name.to_owned()]
+    }
+
+    #[test]
+    fn draws_depend_on_seed_and_name_alone() {
+        assert_eq!(normals(1, "a", 5, 1.0), normals(1, "a", 5, 1.0));
+        assert_eq!(normals(1, "a", 5, 1.0)[..4], normals(1, "a", 4, 1.0));
+        assert_ne!(normals(1, "a", 5, 1.0), normals(2, "a", 5, 1.0));
+        assert_ne!(normals(1, "a", 5, 1.0), normals(1, "b", 5, 1.0));
+        let many = normals(3, "c", 20_000, 2.0);
+        let mean = many.iter().sum::<f32>() / 20_000.0;
+        let variance = many.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 20_000.0;
+        assert!(mean.abs() < 0.06 && (variance - 4.0).abs() < 0.15, "{mean} {variance}");
+    }
+
+    #[test]
+    fn packed_weights_split_into_published_ones() {
+        let spec = WeightSpec {
+            name: "qk".into(),
+            shape: vec![3, 2],
+            parts: vec![(names("q"), vec![2, 2]), (names("k"), vec![1, 2])],
+            init: Init::Normal(1.0),
+        };
+        let weights = Weights::draw(vec![spec], 7, DType::F32, &Device::Cpu).unwrap();
+        let published = weights.published().unwrap();
+        assert_eq!(published.keys().collect::<Vec<_>>(), ["k", "q"]);
+        let all = weights.get("qk", true).unwrap();
+        assert_eq!(
+            all.get(2).unwrap().to_vec1::<f32>().unwrap(),
+            published["k"].get(0).unwrap().to_vec1::<f32>().unwrap()
+        );
+    }
+
+    #[test]
+    fn a_deep_copy_does_not_follow() {
+        let spec = WeightSpec::plain(names("visual.w"), vec![2], Init::Ones);
+        let weights = Weights::draw(vec![spec], 0, DType::F32, &Device::Cpu).unwrap();
+        let copy = weights.deep_copy().unwrap();
+        weights.vars()["visual.w"].set(&Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap()).unwrap();
+        assert_eq!(weights.get("visual.w", true).unwrap().to_vec1::<f32>().unwrap(), [0.0, 0.0]);
+        assert_eq!(copy.get("visual.w", true).unwrap().to_vec1::<f32>().unwrap(), [1.0, 1.0]);
+        assert!(weights.trainable(true).is_empty());
+    }
+}
