@@ -1,7 +1,34 @@
 //! The content-addressed store of mpcc. It knows bytes and names, not stages.
+//!
+//! [`Store`] is the one handle. `docs/cache.md` says what it promises and what it assumes of the file system.
 
 pub mod artifact;
+mod core;
 pub mod digest;
+pub mod entries;
+pub mod error;
+pub mod io;
+pub mod lease;
+mod lock;
+mod log;
+pub mod manifest;
+pub mod memo;
+mod objects;
+mod pairs;
+mod partial;
+pub mod recipe;
+mod statcache;
+pub mod store;
+mod sync;
+mod trees;
 
 pub use artifact::{Artifact, ArtifactKind};
 pub use digest::Digest;
+pub use entries::Entry;
+pub use error::StoreError;
+pub use io::{Faults, Op, Verdict};
+pub use lease::Lease;
+pub use manifest::{Manifest, TreeFile};
+pub use memo::{MemoStats, MemoStore};
+pub use recipe::{Change, Recipe};
+pub use store::{Store, StoreOptions};

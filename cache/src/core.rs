@@ -1,0 +1,74 @@
+//! What the parts of the store share: its root, the seam to the file system, who this writer is.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::entries::Entries;
+use crate::io::Io;
+use crate::manifest::Manifest;
+use crate::pairs::Pairs;
+use crate::statcache::StatCache;
+use crate::{Digest, StoreError};
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// Which boot of the machine this is: the first 16 bytes of the boot id's hash, zeros when unknown.
+pub(crate) type BootId = [u8; 16];
+
+/// The state behind every handle of one open store.
+pub(crate) struct Core {
+    pub(crate) root: PathBuf,
+    pub(crate) io: Io,
+    /// Random, 16 hexadecimal digits: names this writer's logs and temporary files.
+    pub(crate) writer: String,
+    pub(crate) boot: BootId,
+    pub(crate) stats: StatCache,
+    pub(crate) entries: Mutex<Entries>,
+    pub(crate) latest: Pairs,
+    pub(crate) published: Pairs,
+    pub(crate) manifests: Mutex<BTreeMap<Digest, Arc<Manifest>>>,
+    pub(crate) reflinks: AtomicBool,
+    pub(crate) counter: AtomicU64,
+}
+
+impl Core {
+    pub(crate) fn new(root: PathBuf, io: Io, writer: String, boot: BootId) -> Self {
+        Self {
+            stats: StatCache::new(io.clone(), root.join("stat"), &writer),
+            entries: Mutex::new(Entries::new(io.clone(), root.join("entries"), &writer)),
+            latest: Pairs::new(io.clone(), root.join("latest"), &writer),
+            published: Pairs::new(io.clone(), root.join("published"), &writer),
+            manifests: Mutex::new(BTreeMap::new()),
+            reflinks: AtomicBool::new(true),
+            counter: AtomicU64::new(0),
+            root,
+            io,
+            writer,
+            boot,
+        }
+    }
+
+    /// A number not used before by this writer.
+    pub(crate) fn next(&self) -> u64 {
+        self.counter.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// This writer's own directory for what is not finished; removed by whoever opens the store after its death.
+    pub(crate) fn own_tmp(&self) -> PathBuf {
+        self.root.join("tmp").join(&self.writer)
+    }
+
+    /// A fresh path for something that will be renamed into place.
+    pub(crate) fn temporary(&self) -> Result<PathBuf> {
+        self.io.make_dirs(&self.own_tmp())?;
+        Ok(self.own_tmp().join(format!("t{}", self.next())))
+    }
+
+    /// `<root>/<area>/ab/cdef...`.
+    pub(crate) fn fanned(&self, area: &str, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.root.join(area).join(&hex[..2]).join(&hex[2..])
+    }
+}

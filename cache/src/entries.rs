@@ -1,0 +1,160 @@
+//! Entries: the notes that a recipe's outputs are complete. Written last, so what they name is there.
+//!
+//! An entry is a fixed-size record in an append-only log (see [`crate::log`]): recipe digest, digest of the outputs list (an
+//! object), boot id, time, synced mark. Several may exist for one recipe: two runs that both did the work, or a forced
+//! second execution. The tie-break is the same for every reader: the latest complete one, of two at one time the greater
+//! outputs digest.
+//!
+//! | entry | power cut since? | trusted |
+//! |---|---|---|
+//! | synced | any | by stat key |
+//! | not synced, of this boot | no | by stat key |
+//! | not synced, of another boot | maybe | after every byte of its outputs was hashed |
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::BootId;
+use crate::io::Io;
+use crate::log::{Log, Record};
+use crate::statcache::{digest_at, word};
+use crate::{Artifact, Digest, StoreError};
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// What the store knows about a recipe whose outputs are complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Digest of the recipe.
+    pub recipe: Digest,
+    /// Port name -> artifact, in the order they were published.
+    pub outputs: Vec<(String, Artifact)>,
+    /// When it was published, nanoseconds since 1970 by the publisher's clock.
+    pub published_ns: i64,
+}
+
+impl Entry {
+    /// The artifact of output `port`.
+    pub fn output(&self, port: &str) -> Option<&Artifact> {
+        self.outputs.iter().find(|(name, _)| name == port).map(|(_, artifact)| artifact)
+    }
+}
+
+/// The outputs list as stored.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct OutputsList {
+    pub(crate) outputs: Vec<(String, Artifact)>,
+}
+
+/// An entry as logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EntryRecord {
+    pub(crate) recipe: Digest,
+    pub(crate) outputs: Digest,
+    pub(crate) boot: BootId,
+    pub(crate) time_ns: i64,
+    pub(crate) synced: bool,
+}
+
+impl Record for EntryRecord {
+    const TAG: [u8; 4] = *b"entr";
+    const SIZE: usize = 96;
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend(self.time_ns.to_le_bytes());
+        out.extend(u64::from(self.synced).to_le_bytes());
+        out.extend(self.recipe.as_bytes());
+        out.extend(self.outputs.as_bytes());
+        out.extend(self.boot);
+    }
+
+    fn decode(bytes: &[u8]) -> Self {
+        Self {
+            time_ns: word(bytes, 0).cast_signed(),
+            synced: word(bytes, 1) == 1,
+            recipe: digest_at(bytes, 16),
+            outputs: digest_at(bytes, 48),
+            boot: bytes[80..96].try_into().expect("16 bytes"),
+        }
+    }
+}
+
+/// The merged entry logs.
+pub(crate) struct Entries {
+    io: Io,
+    log: Log<EntryRecord>,
+    /// Recipe -> its entries, one an outputs digest.
+    map: BTreeMap<Digest, Vec<EntryRecord>>,
+    last_ns: i64,
+}
+
+fn apply(map: &mut BTreeMap<Digest, Vec<EntryRecord>>, record: EntryRecord) {
+    let known = map.entry(record.recipe).or_default();
+    match known.iter_mut().find(|other| other.outputs == record.outputs) {
+        None => known.push(record),
+        // A synced mark never goes away; otherwise the latest word stands.
+        Some(other) => {
+            let synced = other.synced || record.synced;
+            if record.time_ns >= other.time_ns {
+                *other = record;
+            }
+            other.synced = synced;
+        }
+    }
+    known.sort_by_key(|record| std::cmp::Reverse((record.time_ns, record.outputs)));
+}
+
+impl Entries {
+    pub(crate) fn new(io: Io, dir: PathBuf, writer: &str) -> Self {
+        Self { log: Log::new(io.clone(), dir, writer), io, map: BTreeMap::new(), last_ns: 0 }
+    }
+
+    /// Reads what other processes appended since.
+    pub(crate) fn refresh(&mut self) -> Result<()> {
+        let Self { log, map, .. } = self;
+        log.refresh(|record| apply(map, record))
+    }
+
+    /// The entries known for a recipe, best first.
+    pub(crate) fn get(&self, recipe: &Digest) -> Vec<EntryRecord> {
+        self.map.get(recipe).cloned().unwrap_or_default()
+    }
+
+    /// Appends an entry of this boot, not synced yet.
+    pub(crate) fn publish(&mut self, recipe: Digest, outputs: Digest, boot: BootId) -> Result<EntryRecord> {
+        let time_ns = self.io.now_ns().max(self.last_ns + 1);
+        let record = EntryRecord { recipe, outputs, boot, time_ns, synced: false };
+        self.log.append(&[record])?;
+        self.last_ns = time_ns;
+        apply(&mut self.map, record);
+        Ok(record)
+    }
+
+    /// Appends the synced mark of an entry.
+    pub(crate) fn mark_synced(&mut self, record: EntryRecord) -> Result<()> {
+        let record = EntryRecord { synced: true, ..record };
+        self.log.append(&[record])?;
+        apply(&mut self.map, record);
+        Ok(())
+    }
+
+    pub(crate) fn own_path(&self) -> Option<&Path> {
+        self.log.own_path()
+    }
+
+    /// Every entry, by recipe.
+    pub(crate) fn all(&mut self) -> Result<Vec<EntryRecord>> {
+        self.refresh()?;
+        Ok(self.map.values().flatten().copied().collect())
+    }
+
+    /// Rewrites the logs with `kept` only. Only for a caller that has the store for itself.
+    pub(crate) fn rewrite(&mut self, kept: &[EntryRecord], temporary: &Path) -> Result<()> {
+        self.log.rewrite(kept, temporary)?;
+        self.map.clear();
+        kept.iter().for_each(|record| apply(&mut self.map, *record));
+        Ok(())
+    }
+}

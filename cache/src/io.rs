@@ -1,0 +1,320 @@
+//! Every touch of the file system goes through [`Io`]: one place for error paths and one seam for injected faults.
+//!
+//! A test hands the store a [`Faults`]; it is asked before each operation and may let it pass, fail it, or tear a write.
+//! A crash is modelled by failing every operation after the k-th.
+
+use std::fs::{self, File, Metadata, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::{Digest, StoreError};
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// An operation on the file system, as a [`Faults`] sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Reads or hashes content.
+    Read,
+    /// Asks for metadata.
+    Stat,
+    /// Lists a directory.
+    List,
+    /// Makes a directory.
+    MakeDir,
+    /// Creates or opens a file.
+    Open,
+    /// Writes this many bytes.
+    Write(usize),
+    /// Renames.
+    Rename,
+    /// Makes a hard link.
+    Link,
+    /// Copies a file, by reflink or byte by byte.
+    Copy,
+    /// Removes a file or a directory.
+    Remove,
+    /// Changes permissions.
+    Mode,
+    /// Flushes to the device.
+    Sync,
+    /// Takes a lock.
+    Lock,
+}
+
+/// What a [`Faults`] decides about an operation.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It happens.
+    Pass,
+    /// A write stops after this many bytes and fails; any other operation just fails.
+    Tear(usize),
+    /// It fails without effect.
+    Fail(io::Error),
+}
+
+/// Injects faults.
+pub trait Faults: Send + Sync {
+    /// Asked before each operation.
+    fn before(&self, op: Op, path: &Path) -> Verdict;
+}
+
+/// What kind of thing a path names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileKind {
+    File,
+    Dir,
+    Link,
+    Other,
+}
+
+/// The metadata that matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileStat {
+    pub(crate) kind: FileKind,
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
+    pub(crate) size: u64,
+    pub(crate) links: u64,
+    pub(crate) mtime_ns: i64,
+    pub(crate) ctime_ns: i64,
+}
+
+impl From<Metadata> for FileStat {
+    fn from(meta: Metadata) -> Self {
+        let ty = meta.file_type();
+        let kind = match (ty.is_file(), ty.is_dir(), ty.is_symlink()) {
+            (true, _, _) => FileKind::File,
+            (_, true, _) => FileKind::Dir,
+            (_, _, true) => FileKind::Link,
+            _ => FileKind::Other,
+        };
+        let ns = |s: i64, n: i64| s.saturating_mul(1_000_000_000).saturating_add(n);
+        Self {
+            kind,
+            dev: meta.dev(),
+            ino: meta.ino(),
+            size: meta.size(),
+            links: meta.nlink(),
+            mtime_ns: ns(meta.mtime(), meta.mtime_nsec()),
+            ctime_ns: ns(meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+}
+
+/// The file system, with a seam for faults.
+#[derive(Clone, Default)]
+pub(crate) struct Io {
+    faults: Option<Arc<dyn Faults>>,
+}
+
+fn torn() -> io::Error {
+    io::Error::other("injected fault")
+}
+
+impl Io {
+    pub(crate) fn new(faults: Option<Arc<dyn Faults>>) -> Self {
+        Self { faults }
+    }
+
+    fn verdict(&self, op: Op, path: &Path) -> Verdict {
+        self.faults.as_ref().map_or(Verdict::Pass, |faults| faults.before(op, path))
+    }
+
+    /// Runs `body` as operation `op` called `name` on `path`.
+    fn act<T>(&self, op: Op, name: &'static str, path: &Path, body: impl FnOnce() -> io::Result<T>) -> Result<T> {
+        let result = match self.verdict(op, path) {
+            Verdict::Pass => body(),
+            Verdict::Tear(_) => Err(torn()),
+            Verdict::Fail(error) => Err(error),
+        };
+        result.map_err(|error| StoreError::io(name, path, error))
+    }
+
+    /// Wall-clock time in nanoseconds since 1970: orders records, never decides a result.
+    pub(crate) fn now_ns(&self) -> i64 {
+        let t = clock_gettime(ClockId::Realtime);
+        t.tv_sec.saturating_mul(1_000_000_000).saturating_add(t.tv_nsec)
+    }
+
+    /// Metadata of `path` itself; `None` when there is nothing.
+    pub(crate) fn stat(&self, path: &Path) -> Result<Option<FileStat>> {
+        absent_is_none(self.act(Op::Stat, "examine", path, || fs::symlink_metadata(path).map(FileStat::from)))
+    }
+
+    /// Metadata of what `path` leads to, links followed.
+    pub(crate) fn stat_target(&self, path: &Path) -> Result<FileStat> {
+        self.act(Op::Stat, "examine", path, || fs::metadata(path).map(FileStat::from))
+    }
+
+    /// Metadata of an open file.
+    pub(crate) fn stat_open(&self, file: &File, path: &Path) -> Result<FileStat> {
+        self.act(Op::Stat, "examine", path, || file.metadata().map(FileStat::from))
+    }
+
+    /// The names in a directory, sorted; none when there is no directory.
+    pub(crate) fn list(&self, path: &Path) -> Result<Vec<PathBuf>> {
+        let listed = self.act(Op::List, "list", path, || {
+            fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>()
+        });
+        let mut paths = absent_is_none(listed)?.unwrap_or_default();
+        paths.sort();
+        Ok(paths)
+    }
+
+    /// The whole content; `None` when there is no such file.
+    pub(crate) fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        absent_is_none(self.act(Op::Read, "read", path, || fs::read(path)))
+    }
+
+    /// The content from `offset` on; `None` when there is no such file.
+    pub(crate) fn read_from(&self, path: &Path, offset: u64) -> Result<Option<Vec<u8>>> {
+        absent_is_none(self.act(Op::Read, "read", path, || {
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::Start(offset))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            Ok(bytes)
+        }))
+    }
+
+    /// Exactly `len` bytes at `offset` of an open file.
+    pub(crate) fn read_at(&self, file: &File, path: &Path, offset: u64, len: usize) -> Result<Vec<u8>> {
+        self.act(Op::Read, "read", path, || {
+            let mut bytes = vec![0; len];
+            file.read_exact_at(&mut bytes, offset)?;
+            Ok(bytes)
+        })
+    }
+
+    /// The digest of a file's content; large files are mapped and hashed by all cores.
+    pub(crate) fn hash(&self, path: &Path) -> Result<Digest> {
+        self.act(Op::Read, "hash", path, || {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_mmap_rayon(path)?;
+            Ok(Digest::from_bytes(*hasher.finalize().as_bytes()))
+        })
+    }
+
+    pub(crate) fn open(&self, path: &Path) -> Result<File> {
+        self.act(Op::Open, "open", path, || File::open(path))
+    }
+
+    /// Creates a file that must not exist yet, for appending.
+    pub(crate) fn create_append(&self, path: &Path) -> Result<File> {
+        self.act(Op::Open, "create", path, || OpenOptions::new().append(true).create_new(true).open(path))
+    }
+
+    /// Opens a lock file, creating it when it is not there.
+    pub(crate) fn open_lock(&self, path: &Path) -> Result<File> {
+        self.act(Op::Open, "create", path, || {
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+        })
+    }
+
+    /// Appends all of `bytes` with one system call where the kernel takes them in one.
+    pub(crate) fn append(&self, mut file: &File, path: &Path, bytes: &[u8]) -> Result<()> {
+        let result = match self.verdict(Op::Write(bytes.len()), path) {
+            Verdict::Pass => file.write_all(bytes),
+            Verdict::Tear(at) => file.write_all(&bytes[..at.min(bytes.len())]).and_then(|()| Err(torn())),
+            Verdict::Fail(error) => Err(error),
+        };
+        result.map_err(|error| StoreError::io("write", path, error))
+    }
+
+    /// Writes a file that must not exist yet.
+    pub(crate) fn write_new(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let file = self.create_append(path)?;
+        self.append(&file, path, bytes)
+    }
+
+    pub(crate) fn make_dirs(&self, path: &Path) -> Result<()> {
+        self.act(Op::MakeDir, "create directory", path, || fs::create_dir_all(path))
+    }
+
+    pub(crate) fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        self.act(Op::Rename, "rename to", to, || fs::rename(from, to))
+    }
+
+    pub(crate) fn hard_link(&self, from: &Path, to: &Path) -> Result<()> {
+        self.act(Op::Link, "link", to, || fs::hard_link(from, to))
+    }
+
+    /// Copies by sharing blocks; fails where the file system cannot.
+    pub(crate) fn reflink(&self, from: &Path, to: &Path) -> Result<()> {
+        self.act(Op::Copy, "reflink", to, || reflink_copy::reflink(from, to))
+    }
+
+    /// Copies the bytes into a new file with default permissions.
+    pub(crate) fn copy(&self, from: &Path, to: &Path) -> Result<()> {
+        self.act(Op::Copy, "copy to", to, || {
+            let mut source = File::open(from)?;
+            let mut target = OpenOptions::new().write(true).create_new(true).open(to)?;
+            io::copy(&mut source, &mut target).map(|_| ())
+        })
+    }
+
+    pub(crate) fn set_mode(&self, path: &Path, mode: u32) -> Result<()> {
+        self.act(Op::Mode, "change permissions of", path, || fs::set_permissions(path, Permissions::from_mode(mode)))
+    }
+
+    /// Removes a file; one that is gone already is fine.
+    pub(crate) fn remove_file(&self, path: &Path) -> Result<()> {
+        absent_is_none(self.act(Op::Remove, "remove", path, || fs::remove_file(path))).map(|_| ())
+    }
+
+    /// Removes an empty directory; one that is gone already is fine.
+    pub(crate) fn remove_dir(&self, path: &Path) -> Result<()> {
+        absent_is_none(self.act(Op::Remove, "remove", path, || fs::remove_dir(path))).map(|_| ())
+    }
+
+    /// Removes a directory and all below it, read-only directories included, never following links.
+    pub(crate) fn remove_tree(&self, path: &Path) -> Result<()> {
+        match self.stat(path)? {
+            None => Ok(()),
+            Some(stat) if stat.kind == FileKind::Dir => {
+                self.set_mode(path, 0o755)?;
+                for child in self.list(path)? {
+                    self.remove_tree(&child)?;
+                }
+                self.remove_dir(path)
+            }
+            Some(_) => self.remove_file(path),
+        }
+    }
+
+    /// Flushes a file or a directory to the device.
+    pub(crate) fn sync(&self, path: &Path) -> Result<()> {
+        self.act(Op::Sync, "sync", path, || File::open(path)?.sync_all())
+    }
+
+    /// Tries to take an exclusive lock; `false` when another holder has it.
+    pub(crate) fn try_lock(&self, file: &File, path: &Path) -> Result<bool> {
+        self.act(Op::Lock, "lock", path, || match file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
+        })
+    }
+
+    /// Takes a shared lock, waiting for it.
+    pub(crate) fn lock_shared(&self, file: &File, path: &Path) -> Result<()> {
+        self.act(Op::Lock, "lock", path, || file.lock_shared())
+    }
+
+    pub(crate) fn unlock(&self, file: &File, path: &Path) -> Result<()> {
+        self.act(Op::Lock, "unlock", path, || file.unlock())
+    }
+}
+
+fn absent_is_none<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,174 @@
+//! Append-only logs of fixed-size records: how the store remembers small facts without a file for each.
+//!
+//! A directory holds one log file a writer (a process that has the store open), named by the writer's random id, so no two
+//! processes ever write to one file. Readers merge all files; each remembers how far it has read and later reads tails only.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 0..8 | `mpcclog1` |
+//! | 8..12 | the record type's tag |
+//! | 12..16 | payload size n, little endian |
+//! | then, repeated | n bytes of payload, 8 bytes of its BLAKE3 |
+//!
+//! A killed writer leaves at worst a torn record at the end of its own file; readers stop before it, and nobody appends after
+//! it. A writer whose append failed abandons its file and starts another, so a record never follows a torn one. A whole record
+//! with a wrong checksum is skipped.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+use crate::StoreError;
+use crate::io::Io;
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+const MAGIC: &[u8; 8] = b"mpcclog1";
+const HEADER: usize = 16;
+const CHECK: usize = 8;
+
+/// A record of fixed size.
+pub(crate) trait Record: Sized {
+    /// Tells log types apart.
+    const TAG: [u8; 4];
+    /// Payload size in bytes.
+    const SIZE: usize;
+    /// Writes exactly [`Record::SIZE`] bytes.
+    fn encode(&self, out: &mut Vec<u8>);
+    /// Reads exactly [`Record::SIZE`] bytes.
+    fn decode(bytes: &[u8]) -> Self;
+}
+
+struct Own {
+    file: File,
+    path: PathBuf,
+    len: u64,
+}
+
+/// The logs of one directory, as one writer sees them.
+pub(crate) struct Log<R> {
+    io: Io,
+    dir: PathBuf,
+    writer: String,
+    files_started: u32,
+    own: Option<Own>,
+    consumed: BTreeMap<PathBuf, u64>,
+    record: PhantomData<R>,
+}
+
+fn header<R: Record>() -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend(R::TAG);
+    bytes.extend(u32::try_from(R::SIZE).expect("records are small").to_le_bytes());
+    bytes
+}
+
+fn push_frame<R: Record>(record: &R, out: &mut Vec<u8>) {
+    let start = out.len();
+    record.encode(out);
+    debug_assert_eq!(out.len() - start, R::SIZE);
+    let check = blake3::hash(&out[start..]);
+    out.extend(&check.as_bytes()[..CHECK]);
+}
+
+/// The whole records of `bytes` (which start at a frame boundary) and the length up to the end of the last valid one.
+fn parse_frames<R: Record>(bytes: &[u8], mut apply: impl FnMut(R)) -> usize {
+    let frame = R::SIZE + CHECK;
+    let mut valid = 0;
+    for (index, chunk) in bytes.chunks_exact(frame).enumerate() {
+        let (payload, check) = chunk.split_at(R::SIZE);
+        if blake3::hash(payload).as_bytes()[..CHECK] == *check {
+            apply(R::decode(payload));
+            valid = (index + 1) * frame;
+        }
+    }
+    valid
+}
+
+impl<R: Record> Log<R> {
+    /// The logs below `dir`, none read yet. The directory is made with the first record.
+    pub(crate) fn new(io: Io, dir: PathBuf, writer: &str) -> Self {
+        let (own, consumed) = (None, BTreeMap::new());
+        Self { io, dir, writer: writer.to_owned(), files_started: 0, own, consumed, record: PhantomData }
+    }
+
+    /// Appends records to this writer's file, all in one write.
+    pub(crate) fn append(&mut self, records: &[R]) -> Result<()> {
+        let mut bytes = Vec::new();
+        let mut own = match self.own.take() {
+            Some(own) => own,
+            None => {
+                bytes = header::<R>();
+                self.start()?
+            }
+        };
+        records.iter().for_each(|record| push_frame(record, &mut bytes));
+        self.io.append(&own.file, &own.path, &bytes)?;
+        own.len += bytes.len() as u64;
+        self.consumed.insert(own.path.clone(), own.len);
+        self.own = Some(own);
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<Own> {
+        self.io.make_dirs(&self.dir)?;
+        let path = self.dir.join(format!("{}-{}.log", self.writer, self.files_started));
+        self.files_started += 1;
+        let file = self.io.create_append(&path)?;
+        Ok(Own { file, path, len: 0 })
+    }
+
+    /// Hands every record not seen yet to `apply`; records appended through `self` count as seen.
+    pub(crate) fn refresh(&mut self, mut apply: impl FnMut(R)) -> Result<()> {
+        for path in self.io.list(&self.dir)? {
+            if path.extension().is_some_and(|extension| extension == "log") {
+                self.refresh_file(&path, &mut apply)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn refresh_file(&mut self, path: &Path, apply: &mut impl FnMut(R)) -> Result<()> {
+        let seen = self.consumed.get(path).copied().unwrap_or(0);
+        let size = self.io.stat(path)?.map_or(0, |stat| stat.size);
+        if size <= seen || size < HEADER as u64 {
+            return Ok(());
+        }
+        let bytes = self.io.read_from(path, seen)?.unwrap_or_default();
+        let skip = if seen == 0 { HEADER } else { 0 };
+        if bytes.len() < skip || (skip > 0 && bytes[..HEADER] != *header::<R>()) {
+            return Ok(());
+        }
+        let valid = parse_frames(&bytes[skip..], apply);
+        self.consumed.insert(path.to_owned(), seen + (skip + valid) as u64);
+        Ok(())
+    }
+
+    /// The path of this writer's file and of every other, for syncing and for gc.
+    pub(crate) fn own_path(&self) -> Option<&Path> {
+        self.own.as_ref().map(|own| own.path.as_path())
+    }
+
+    /// Replaces all files by one that holds `records`: complete under its name before the old ones go. Only for a caller
+    /// that has the store for itself.
+    pub(crate) fn rewrite(&mut self, records: &[R], temporary: &Path) -> Result<()> {
+        let old = self.io.list(&self.dir)?;
+        self.own = None;
+        self.consumed.clear();
+        if !records.is_empty() {
+            let mut bytes = header::<R>();
+            records.iter().for_each(|record| push_frame(record, &mut bytes));
+            self.io.write_new(temporary, &bytes)?;
+            self.io.sync(temporary)?;
+            let path = self.dir.join(format!("{}-{}.log", self.writer, self.files_started));
+            self.files_started += 1;
+            self.io.rename(temporary, &path)?;
+            self.io.sync(&self.dir)?;
+            self.consumed.insert(path, bytes.len() as u64);
+        }
+        old.iter()
+            .filter(|path| path.extension().is_some_and(|e| e == "log"))
+            .try_for_each(|path| self.io.remove_file(path))
+    }
+}

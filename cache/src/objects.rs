@@ -1,0 +1,232 @@
+//! Objects: read-only files named by the BLAKE3 of their bytes, and trees as manifests of objects.
+//!
+//! An object appears by one rename of a finished file, so it is whole or absent. It is checked by size and stat key before
+//! it is trusted, and hashed when they differ from what is remembered; a damaged one is moved to `quarantine/` and counts
+//! as absent.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::core::Core;
+use crate::io::{FileKind, FileStat};
+use crate::manifest::{Found, Links, Manifest, TreeFile, walk};
+use crate::statcache::{Guard, is_settled};
+use crate::{Artifact, ArtifactKind, Digest, StoreError};
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+const READ_ONLY: u32 = 0o444;
+
+/// How far a check goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// A remembered stat key is enough.
+    StatKey,
+    /// Every byte is hashed.
+    Nothing,
+}
+
+fn regular(path: &Path, stat: Option<FileStat>) -> Result<FileStat> {
+    match stat {
+        None => Err(StoreError::io("examine", path, std::io::ErrorKind::NotFound.into())),
+        Some(stat) => match stat.kind {
+            FileKind::File => Ok(stat),
+            FileKind::Dir => Err(StoreError::refused(path, "it is a directory; a file was expected")),
+            FileKind::Link => Err(StoreError::refused(path, "it is a link; write a regular file")),
+            FileKind::Other => Err(StoreError::refused(path, "it is not a regular file")),
+        },
+    }
+}
+
+impl Core {
+    pub(crate) fn object_path(&self, digest: &Digest) -> PathBuf {
+        self.fanned("objects", digest)
+    }
+
+    pub(crate) fn missing(&self, digest: &Digest) -> StoreError {
+        StoreError::Missing { digest: *digest, path: self.object_path(digest) }
+    }
+
+    /// Takes a file into the store: it is moved, not copied, unless something else links to it.
+    pub(crate) fn put_file(&self, path: &Path) -> Result<Artifact> {
+        let stat = regular(path, self.io.stat(path)?)?;
+        // Another name of the same bytes could stay writable, or be a store object already: take a copy of our own.
+        if stat.links > 1 {
+            return self.put_copy(path);
+        }
+        match self.move_in(path) {
+            Err(error) if error.io_kind() == Some(std::io::ErrorKind::CrossesDevices) => self.put_copy(path),
+            result => result,
+        }
+    }
+
+    fn put_copy(&self, path: &Path) -> Result<Artifact> {
+        let copy = self.temporary()?;
+        self.io.copy(path, &copy)?;
+        let artifact = self.move_in(&copy)?;
+        self.io.remove_file(path)?;
+        Ok(artifact)
+    }
+
+    fn move_in(&self, path: &Path) -> Result<Artifact> {
+        self.io.set_mode(path, READ_ONLY)?;
+        let start_ns = self.io.now_ns();
+        let before = regular(path, self.io.stat(path)?)?;
+        let digest = self.io.hash(path)?;
+        let artifact = Artifact { kind: ArtifactKind::File, digest, bytes: before.size };
+        let object = self.object_path(&digest);
+        if self.check_object(&digest, Some(before.size), Trust::StatKey)? {
+            self.io.remove_file(path)?;
+            return Ok(artifact);
+        }
+        self.io.make_dirs(object.parent().expect("objects lie in a directory"))?;
+        self.io.rename(path, &object)?;
+        self.settle(&object, digest, &before, start_ns)?;
+        Ok(artifact)
+    }
+
+    /// After the rename: was the file still what was hashed?
+    fn settle(&self, object: &Path, digest: Digest, before: &FileStat, start_ns: i64) -> Result<()> {
+        let after = self.io.stat(object)?.ok_or_else(|| self.missing(&digest))?;
+        if after.ino != before.ino {
+            // Another writer put the same content in the same moment; its file stands.
+            return Ok(());
+        }
+        if (after.size, after.mtime_ns) != (before.size, before.mtime_ns) {
+            self.quarantine(object)?;
+            return Err(StoreError::Changed { path: object.to_owned() });
+        }
+        if is_settled(before, Guard::Mtime, start_ns) {
+            self.stats.remember(&[(after, digest)]);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn put_bytes(&self, bytes: &[u8]) -> Result<Digest> {
+        let digest = Digest::of(bytes);
+        if !self.check_object(&digest, Some(bytes.len() as u64), Trust::StatKey)? {
+            let temporary = self.temporary()?;
+            self.io.write_new(&temporary, bytes)?;
+            self.move_in(&temporary)?;
+        }
+        Ok(digest)
+    }
+
+    /// Takes the content of a directory into the store, then removes the directory.
+    pub(crate) fn put_tree(&self, dir: &Path) -> Result<Artifact> {
+        let found = walk(&self.io, dir, Links::Refuse)?;
+        let files = found
+            .par_iter()
+            .map(|Found { relative, path, .. }| {
+                let Artifact { digest, bytes, .. } = self.put_file(path)?;
+                Ok(TreeFile { path: relative.clone(), digest, bytes })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let manifest = Manifest::new(files);
+        let digest = self.put_bytes(&manifest.encode())?;
+        self.io.remove_tree(dir)?;
+        Ok(Artifact { kind: ArtifactKind::Tree, digest, bytes: manifest.bytes() })
+    }
+
+    /// The artifact that a file or directory anywhere is, without taking it.
+    pub(crate) fn digest_path(&self, path: &Path, guard: Guard, links: Links) -> Result<Artifact> {
+        let stat = self.io.stat_target(path)?;
+        match stat.kind {
+            FileKind::File => {
+                let (digest, bytes) = self.stats.digest(path, guard)?;
+                Ok(Artifact { kind: ArtifactKind::File, digest, bytes })
+            }
+            FileKind::Dir => self.digest_dir(path, guard, links),
+            _ => Err(StoreError::refused(path, "it is neither a file nor a directory")),
+        }
+    }
+
+    fn digest_dir(&self, dir: &Path, guard: Guard, links: Links) -> Result<Artifact> {
+        let found = walk(&self.io, dir, links)?;
+        let files = found
+            .par_iter()
+            .map(|Found { relative, path, stat }| {
+                let known = self.stats.get(stat).map(|digest| (digest, stat.size));
+                let (digest, bytes) = known.map_or_else(|| self.stats.hash(path, guard), Ok)?;
+                Ok(TreeFile { path: relative.clone(), digest, bytes })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let manifest = Manifest::new(files);
+        Ok(Artifact { kind: ArtifactKind::Tree, digest: Digest::of(&manifest.encode()), bytes: manifest.bytes() })
+    }
+
+    /// Whether the object is there and whole; a damaged one is moved away.
+    pub(crate) fn check_object(&self, digest: &Digest, size: Option<u64>, trust: Trust) -> Result<bool> {
+        let path = self.object_path(digest);
+        let Some(stat) = self.io.stat(&path)? else { return Ok(false) };
+        if stat.kind != FileKind::File || size.is_some_and(|size| size != stat.size) {
+            self.quarantine(&path)?;
+            return Ok(false);
+        }
+        if trust == Trust::StatKey && self.stats.get(&stat) == Some(*digest) {
+            return Ok(true);
+        }
+        match self.stats.hash(&path, Guard::Mtime) {
+            Ok((found, _)) if found == *digest => Ok(true),
+            Ok(_) => self.quarantine(&path).map(|_| false),
+            // Another process moved it away in between.
+            Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether every object of an artifact is there and whole.
+    pub(crate) fn check(&self, artifact: &Artifact, trust: Trust) -> Result<bool> {
+        match artifact.kind {
+            ArtifactKind::File => self.check_object(&artifact.digest, Some(artifact.bytes), trust),
+            ArtifactKind::Tree => {
+                if !self.check_object(&artifact.digest, None, trust)? {
+                    return Ok(false);
+                }
+                let manifest = self.manifest(&artifact.digest)?;
+                let checks = manifest.files().par_iter().map(|f| self.check_object(&f.digest, Some(f.bytes), trust));
+                // All are checked even after a failure, so that one look finds all the damage.
+                Ok(checks.collect::<Result<Vec<_>>>()?.into_iter().all(|whole| whole))
+            }
+        }
+    }
+
+    /// Moves a damaged file or directory out of the way, for a person to look at.
+    pub(crate) fn quarantine(&self, path: &Path) -> Result<PathBuf> {
+        let dir = self.root.join("quarantine");
+        self.io.make_dirs(&dir)?;
+        let parts = path.strip_prefix(&self.root).unwrap_or(path).components();
+        let name: Vec<_> = parts.map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
+        let target = dir.join(format!("{}.{}-{}", name.join("-"), self.writer, self.next()));
+        match self.io.rename(path, &target) {
+            // Another process was quicker.
+            Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => Ok(target),
+            result => result.map(|()| target),
+        }
+    }
+
+    /// The bytes of an object, always verified.
+    pub(crate) fn read(&self, digest: &Digest) -> Result<Vec<u8>> {
+        let path = self.object_path(digest);
+        let bytes = self.io.read(&path)?.ok_or_else(|| self.missing(digest))?;
+        if Digest::of(&bytes) != *digest {
+            self.quarantine(&path)?;
+            return Err(self.missing(digest));
+        }
+        Ok(bytes)
+    }
+
+    /// A tree's manifest.
+    pub(crate) fn manifest(&self, digest: &Digest) -> Result<Arc<Manifest>> {
+        let cached = self.manifests.lock().expect("no panic while manifests are held").get(digest).cloned();
+        if let Some(manifest) = cached {
+            return Ok(manifest);
+        }
+        let malformed = |what| StoreError::Malformed { path: self.object_path(digest), what };
+        let manifest = Arc::new(Manifest::decode(&self.read(digest)?).map_err(malformed)?);
+        let mut manifests = self.manifests.lock().expect("no panic while manifests are held");
+        Ok(manifests.entry(*digest).or_insert(manifest).clone())
+    }
+}

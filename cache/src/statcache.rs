@@ -1,0 +1,193 @@
+//! The stat cache: which content a file had when it was last hashed, so that nothing unchanged is read twice.
+//!
+//! Key: device, inode, size, mtime and ctime in nanoseconds, all of them. A file that is written, replaced, truncated, or
+//! whose mtime is set back gets another key, because the kernel sets ctime itself.
+//!
+//! The limit is the clock: kernels stamp files with a coarse tick (1 to 10 ms on Linux), so a file changed twice in one tick
+//! keeps its key. A hash is therefore remembered only when the file's stamp was older than [`RACY_NS`] as hashing began;
+//! then any later change gets a later stamp. File systems that keep whole seconds get [`RACY_COARSE_NS`].
+//!
+//! | whose file | stamp that must be old | why |
+//! |---|---|---|
+//! | from outside | ctime | anybody may do anything to it |
+//! | in the store | mtime | renaming and linking renew ctime, but content that changes renews mtime |
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use crate::io::{FileStat, Io};
+use crate::log::{Log, Record};
+use crate::{Digest, StoreError};
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// Twice the slowest tick of a local Linux file system.
+const RACY_NS: i64 = 20_000_000;
+/// For file systems whose stamps are whole seconds, FAT's two seconds included.
+const RACY_COARSE_NS: i64 = 2_500_000_000;
+const SECOND_NS: i64 = 1_000_000_000;
+
+/// Which stamp must be old for a hash to be remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Guard {
+    /// For files that the store owns.
+    Mtime,
+    /// For files from outside.
+    Ctime,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    dev: u64,
+    ino: u64,
+    size: u64,
+    mtime_ns: i64,
+    ctime_ns: i64,
+}
+
+impl From<&FileStat> for Key {
+    fn from(stat: &FileStat) -> Self {
+        let FileStat { dev, ino, size, mtime_ns, ctime_ns, .. } = *stat;
+        Self { dev, ino, size, mtime_ns, ctime_ns }
+    }
+}
+
+struct StatRecord {
+    key: Key,
+    digest: Digest,
+}
+
+pub(crate) fn word(bytes: &[u8], index: usize) -> u64 {
+    u64::from_le_bytes(bytes[8 * index..8 * index + 8].try_into().expect("eight bytes"))
+}
+
+pub(crate) fn digest_at(bytes: &[u8], at: usize) -> Digest {
+    Digest::from_bytes(bytes[at..at + 32].try_into().expect("32 bytes"))
+}
+
+impl Record for StatRecord {
+    const TAG: [u8; 4] = *b"stat";
+    const SIZE: usize = 72;
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        let Key { dev, ino, size, mtime_ns, ctime_ns } = self.key;
+        for word in [dev, ino, size, mtime_ns.cast_unsigned(), ctime_ns.cast_unsigned()] {
+            out.extend(word.to_le_bytes());
+        }
+        out.extend(self.digest.as_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> Self {
+        let at = |index| word(bytes, index);
+        let (mtime_ns, ctime_ns) = (at(3).cast_signed(), at(4).cast_signed());
+        Self { key: Key { dev: at(0), ino: at(1), size: at(2), mtime_ns, ctime_ns }, digest: digest_at(bytes, 40) }
+    }
+}
+
+struct State {
+    log: Log<StatRecord>,
+    loaded: bool,
+    known: BTreeMap<(u64, u64), (Key, Digest)>,
+}
+
+/// The stat cache of a store.
+pub(crate) struct StatCache {
+    io: Io,
+    state: Mutex<State>,
+}
+
+fn window(stat: &FileStat) -> i64 {
+    let whole = stat.mtime_ns % SECOND_NS == 0 && stat.ctime_ns % SECOND_NS == 0;
+    if whole { RACY_COARSE_NS } else { RACY_NS }
+}
+
+fn stamp(stat: &FileStat, guard: Guard) -> i64 {
+    match guard {
+        Guard::Mtime => stat.mtime_ns,
+        Guard::Ctime => stat.ctime_ns,
+    }
+}
+
+/// Whether a file with this stamp, hashed from `start_ns` on, would show any later change in its key.
+pub(crate) fn is_settled(stat: &FileStat, guard: Guard, start_ns: i64) -> bool {
+    stamp(stat, guard).saturating_add(window(stat)) <= start_ns
+}
+
+impl StatCache {
+    pub(crate) fn new(io: Io, dir: PathBuf, writer: &str) -> Self {
+        let log = Log::new(io.clone(), dir, writer);
+        Self { io, state: Mutex::new(State { log, loaded: false, known: BTreeMap::new() }) }
+    }
+
+    fn with<T>(&self, body: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+        let mut state = self.state.lock().expect("no panic while the stat cache is held");
+        let State { log, loaded, known } = &mut *state;
+        if !*loaded {
+            log.refresh(|record| {
+                known.insert((record.key.dev, record.key.ino), (record.key, record.digest));
+            })?;
+            *loaded = true;
+        }
+        body(&mut state)
+    }
+
+    /// The remembered digest of the file with this metadata.
+    pub(crate) fn get(&self, stat: &FileStat) -> Option<Digest> {
+        let key = Key::from(stat);
+        let found = self.with(|state| Ok(state.known.get(&(key.dev, key.ino)).copied()));
+        // An unreadable stat cache is an empty one: the file is hashed.
+        found.ok().flatten().filter(|(known, _)| *known == key).map(|(_, digest)| digest)
+    }
+
+    /// Remembers digests whose safety the caller has established. Failing to is no error: the files are hashed again.
+    pub(crate) fn remember(&self, facts: &[(FileStat, Digest)]) {
+        let records: Vec<_> =
+            facts.iter().map(|(stat, digest)| StatRecord { key: Key::from(stat), digest: *digest }).collect();
+        if records.is_empty() {
+            return;
+        }
+        let _ = self.with(|state| {
+            for record in &records {
+                state.known.insert((record.key.dev, record.key.ino), (record.key, record.digest));
+            }
+            state.log.append(&records)
+        });
+    }
+
+    /// The digest of a regular file (links followed) and its size, hashed only when it is not known.
+    pub(crate) fn digest(&self, path: &Path, guard: Guard) -> Result<(Digest, u64)> {
+        let stat = self.io.stat_target(path)?;
+        match self.get(&stat) {
+            Some(digest) => Ok((digest, stat.size)),
+            None => self.hash(path, guard),
+        }
+    }
+
+    /// Hashes a regular file whatever is known of it; a file that changes meanwhile is read again, a few times.
+    pub(crate) fn hash(&self, path: &Path, guard: Guard) -> Result<(Digest, u64)> {
+        for _ in 0..4 {
+            let start_ns = self.io.now_ns();
+            let before = self.io.stat_target(path)?;
+            let digest = self.io.hash(path)?;
+            let after = self.io.stat_target(path)?;
+            if Key::from(&before) == Key::from(&after) {
+                if is_settled(&after, guard, start_ns) {
+                    self.remember(&[(after, digest)]);
+                }
+                return Ok((digest, after.size));
+            }
+        }
+        Err(StoreError::Changed { path: path.to_owned() })
+    }
+
+    /// Rewrites the log without what newer records replaced; returns the number of records kept. Only for a caller that has
+    /// the store for itself.
+    pub(crate) fn compact(&self, temporary: &Path) -> Result<usize> {
+        self.with(|state| {
+            let records: Vec<_> =
+                state.known.values().map(|(key, digest)| StatRecord { key: *key, digest: *digest }).collect();
+            state.log.rewrite(&records, temporary).map(|()| records.len())
+        })
+    }
+}

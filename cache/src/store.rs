@@ -1,0 +1,352 @@
+//! The open store: one handle for everything, cheap to clone, safe to share between threads.
+
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::core::{BootId, Core};
+use crate::entries::{Entry, EntryRecord, OutputsList};
+use crate::io::{Faults, Io};
+use crate::lease::Lease;
+use crate::lock::LockFile;
+use crate::manifest::{Links, Manifest};
+use crate::memo::MemoStore;
+use crate::objects::Trust;
+use crate::partial::{claim_writer, sweep};
+use crate::recipe::Recipe;
+use crate::statcache::Guard;
+use crate::sync::Syncer;
+use crate::{Artifact, ArtifactKind, Digest, StoreError};
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// What the format file says.
+const FORMAT: &str = "mpcc-store 1";
+
+/// How to open a store.
+#[derive(Clone)]
+pub struct StoreOptions {
+    /// Flush published objects to the device in the background (default). Without it a power cut costs a verification by
+    /// hash, nothing else.
+    pub sync: bool,
+    /// Injects faults into every file operation; for tests.
+    pub faults: Option<Arc<dyn Faults>>,
+    /// Stands in for the machine's boot id; for tests.
+    pub boot: Option<String>,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { sync: true, faults: None, boot: None }
+    }
+}
+
+/// An open store. Clones share it; it closes with the last one.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) core: Arc<Core>,
+    memo: MemoStore,
+    syncer: Option<Syncer>,
+    /// Held shared as long as the store is open; gc takes it exclusively.
+    pub(crate) in_use: Arc<File>,
+    _writer: LockFile,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Whatever stays is swept by the next one who opens the store.
+        let _ = self.core.io.remove_tree(&self.core.own_tmp());
+    }
+}
+
+fn boot_id(given: Option<&str>) -> BootId {
+    let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+    let text = given.map(str::to_owned).or_else(read);
+    text.map_or([0; 16], |text| Digest::of(text.trim().as_bytes()).as_bytes()[..16].try_into().expect("16 bytes"))
+}
+
+/// 16 hexadecimal digits that no other writer has: the hasher's keys come from the operating system's randomness.
+fn random_id() -> String {
+    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    format!("{:016x}", hasher.finish())
+}
+
+fn check_format(io: &Io, root: &Path) -> Result<()> {
+    let path = root.join("format");
+    match io.read(&path)? {
+        Some(bytes) => {
+            let found = String::from_utf8_lossy(&bytes).trim().to_owned();
+            if found == FORMAT { Ok(()) } else { Err(StoreError::Format { path, found, ours: FORMAT }) }
+        }
+        None => {
+            let temporary = root.join(format!("format.{}", random_id()));
+            io.write_new(&temporary, format!("{FORMAT}\n").as_bytes())?;
+            io.rename(&temporary, &path)
+        }
+    }
+}
+
+fn claim(io: &Io, tmp: &Path) -> Result<(String, LockFile)> {
+    loop {
+        let writer = random_id();
+        if let Some(lock) = claim_writer(io, tmp, &writer)? {
+            return Ok((writer, lock));
+        }
+    }
+}
+
+impl Store {
+    /// Opens the store at `root`, creating it when there is none, and removes what dead processes left half-done. Waits
+    /// while a gc runs.
+    ///
+    /// # Errors
+    /// The directory holds a store of another format, or the file system refuses.
+    pub fn open(root: &Path, options: StoreOptions) -> Result<Self> {
+        let io = Io::new(options.faults);
+        io.make_dirs(root)?;
+        let root = std::path::absolute(root).map_err(|error| StoreError::io("resolve", root, error))?;
+        check_format(&io, &root)?;
+        let in_use_path = root.join("in-use");
+        let in_use = Arc::new(io.open_lock(&in_use_path)?);
+        io.lock_shared(&in_use, &in_use_path)?;
+        let tmp = root.join("tmp");
+        io.make_dirs(&tmp)?;
+        sweep(&io, &tmp)?;
+        let (writer, lock) = claim(&io, &tmp)?;
+        let memo = MemoStore::new(io.clone(), root.join("memo"), &writer, in_use.clone());
+        let core = Arc::new(Core::new(root, io, writer, boot_id(options.boot.as_deref())));
+        let syncer = options.sync.then(|| Syncer::new(core.clone()));
+        Ok(Self { inner: Arc::new(Inner { core, memo, syncer, in_use, _writer: lock }) })
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.inner.core
+    }
+
+    /// The store's directory, absolute.
+    pub fn root(&self) -> &Path {
+        &self.core().root
+    }
+
+    /// Takes a file: hashes it, makes it read-only and moves it into the store, so `path` is gone afterwards. On another
+    /// file system, or when other hard links lead to it, the content is copied and `path` removed.
+    ///
+    /// # Errors
+    /// It is no regular file, it changed meanwhile, or the file system refuses.
+    pub fn put_file(&self, path: &Path) -> Result<Artifact> {
+        self.core().put_file(path)
+    }
+
+    /// Takes a directory: its regular files become objects, its list of relative paths, digests and sizes the tree's
+    /// manifest. `dir` is gone afterwards. Empty directories and permissions are not kept.
+    ///
+    /// # Errors
+    /// It holds a link, a special file or a hostile name (see [`crate::manifest`]), or the file system refuses.
+    pub fn put_tree(&self, dir: &Path) -> Result<Artifact> {
+        self.core().put_tree(dir)
+    }
+
+    /// Stores bytes as a file artifact.
+    pub fn put_bytes(&self, bytes: &[u8]) -> Result<Artifact> {
+        let digest = self.core().put_bytes(bytes)?;
+        Ok(Artifact { kind: ArtifactKind::File, digest, bytes: bytes.len() as u64 })
+    }
+
+    /// The artifact that an external file or directory is, taken by reference: hashed by all cores and through the stat
+    /// cache, never copied, links followed.
+    ///
+    /// # Errors
+    /// There is nothing, or something that is neither file nor directory, or it changes while it is read.
+    pub fn digest_path(&self, path: &Path) -> Result<Artifact> {
+        self.core().digest_path(path, Guard::Ctime, Links::Follow)
+    }
+
+    /// Whether the artifact is in the store and whole. Cheap while nothing changed: one `stat` a file. What changed is
+    /// hashed, what is damaged moved to `quarantine/`. A store that cannot be read contains nothing.
+    pub fn contains(&self, artifact: &Artifact) -> bool {
+        self.core().check(artifact, Trust::StatKey).unwrap_or(false)
+    }
+
+    /// A read-only path with the artifact's content: a file's object, or a directory below `trees/` built on first use.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when it is not in the store or damaged.
+    pub fn locate(&self, artifact: &Artifact) -> Result<PathBuf> {
+        self.core().locate(artifact)
+    }
+
+    /// Puts a writable copy at `dest`, by reflink or byte by byte, each file under a temporary name first. In a directory,
+    /// files that an earlier call put there and nobody changed are removed; everything else there is left alone.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`], or the file system refuses (`dest` is a directory where a file goes, or the reverse).
+    pub fn materialise(&self, artifact: &Artifact, dest: &Path) -> Result<()> {
+        self.core().materialise(artifact, dest)
+    }
+
+    /// Whether `dest` holds the artifact's content, through the stat cache.
+    pub fn is_published(&self, artifact: &Artifact, dest: &Path) -> bool {
+        self.core().is_published(artifact, dest)
+    }
+
+    /// The bytes of an object, verified.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when it is not there or damaged.
+    pub fn read(&self, digest: &Digest) -> Result<Vec<u8>> {
+        self.core().read(digest)
+    }
+
+    /// What a tree is made of, by its artifact's digest.
+    pub fn read_tree(&self, digest: &Digest) -> Result<Arc<Manifest>> {
+        self.core().manifest(digest)
+    }
+
+    /// A stored recipe.
+    pub fn read_recipe(&self, digest: &Digest) -> Result<Recipe> {
+        let malformed = |what| StoreError::Malformed { path: self.core().object_path(digest), what };
+        Recipe::decode(&self.read(digest)?).map_err(malformed)
+    }
+
+    /// The outputs of a recipe, if some execution of it is complete and every object of it is whole.
+    ///
+    /// # Errors
+    /// The file system refuses; damage is no error but a miss.
+    pub fn lookup(&self, recipe: &Digest) -> Result<Option<Entry>> {
+        let known = self.entries().get(recipe);
+        if let Some(entry) = self.first_whole(&known)? {
+            return Ok(Some(entry));
+        }
+        let fresh = {
+            let mut entries = self.entries();
+            entries.refresh()?;
+            entries.get(recipe)
+        };
+        let unseen: Vec<_> = fresh.into_iter().filter(|record| !known.contains(record)).collect();
+        self.first_whole(&unseen)
+    }
+
+    fn entries(&self) -> std::sync::MutexGuard<'_, crate::entries::Entries> {
+        self.core().entries.lock().expect("no panic while entries are held")
+    }
+
+    fn first_whole(&self, records: &[EntryRecord]) -> Result<Option<Entry>> {
+        for record in records {
+            if let Some(outputs) = self.whole_outputs(record)? {
+                return Ok(Some(Entry { recipe: record.recipe, outputs, published_ns: record.time_ns }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The outputs of an entry if all of them are whole.
+    fn whole_outputs(&self, record: &EntryRecord) -> Result<Option<Vec<(String, Artifact)>>> {
+        let outputs = match self.read(&record.outputs) {
+            Ok(bytes) => bytes,
+            Err(StoreError::Missing { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let Ok(OutputsList { outputs }) = serde_json::from_slice(&outputs) else { return Ok(None) };
+        let doubtful = !record.synced && (record.boot != self.core().boot || record.boot == [0; 16]);
+        let trust = if doubtful { Trust::Nothing } else { Trust::StatKey };
+        for (_, artifact) in &outputs {
+            if !self.core().check(artifact, trust)? {
+                return Ok(None);
+            }
+        }
+        let mut record = *record;
+        if doubtful {
+            record = self.entries().publish(record.recipe, record.outputs, self.core().boot)?;
+        }
+        self.sync_later(record, &outputs);
+        Ok(Some(outputs))
+    }
+
+    fn sync_later(&self, record: EntryRecord, outputs: &[(String, Artifact)]) {
+        if let Some(syncer) = self.inner.syncer.as_ref().filter(|_| !record.synced) {
+            syncer.entry(record, outputs.iter().map(|(_, artifact)| *artifact).collect());
+        }
+    }
+
+    /// Publishes a recipe's outputs: the recipe and the list of outputs become objects, then the entry is written.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when an output is not in the store; otherwise the file system refuses.
+    pub fn publish(&self, recipe: &Recipe, outputs: Vec<(String, Artifact)>) -> Result<Entry> {
+        let core = self.core();
+        for (_, artifact) in &outputs {
+            if !core.check(artifact, Trust::StatKey)? {
+                return Err(core.missing(&artifact.digest));
+            }
+        }
+        let recipe = core.put_bytes(&recipe.encode())?;
+        let list = OutputsList { outputs };
+        let list_digest = core.put_bytes(&serde_json::to_vec(&list).expect("names and digests are JSON"))?;
+        let record = self.entries().publish(recipe, list_digest, core.boot)?;
+        self.sync_later(record, &list.outputs);
+        Ok(Entry { recipe, outputs: list.outputs, published_ns: record.time_ns })
+    }
+
+    /// Stores a recipe as an object without an entry, so that `why` can read it even when its node failed.
+    pub fn put_recipe(&self, recipe: &Recipe) -> Result<Digest> {
+        self.core().put_bytes(&recipe.encode())
+    }
+
+    /// The last recipe of a node, by whatever key the caller gives it (pipeline file and node name).
+    pub fn latest_recipe(&self, node_key: &str) -> Result<Option<Digest>> {
+        self.core().latest.get(&Digest::of(node_key.as_bytes()))
+    }
+
+    /// Notes the last recipe of a node; writes nothing when it is the same.
+    pub fn set_latest_recipe(&self, node_key: &str, recipe: &Digest) -> Result<()> {
+        if self.latest_recipe(node_key)? == Some(*recipe) {
+            return Ok(());
+        }
+        self.core().latest.set(Digest::of(node_key.as_bytes()), *recipe)
+    }
+
+    /// The memo.
+    pub fn memo(&self) -> MemoStore {
+        self.inner.memo.clone()
+    }
+
+    /// The right to execute a recipe; `None` while another process or handle has it. It ends when dropped, and with its
+    /// process.
+    pub fn lease(&self, recipe: &Digest) -> Result<Option<Lease>> {
+        self.core().lease(recipe)
+    }
+
+    /// Waits for the lease, asking `go_on` before each wait of 50 ms; `None` once it says `false`.
+    pub fn lease_waiting(&self, recipe: &Digest, go_on: impl FnMut() -> bool) -> Result<Option<Lease>> {
+        self.core().lease_waiting(recipe, go_on)
+    }
+
+    /// The directory for checkpoints of a recipe, created; it outlives killed runs.
+    pub fn partial_dir(&self, recipe: &Digest) -> Result<PathBuf> {
+        self.core().partial_dir(recipe)
+    }
+
+    /// Removes a recipe's checkpoints; nothing there is fine.
+    pub fn drop_partial(&self, recipe: &Digest) -> Result<()> {
+        self.core().drop_partial(recipe)
+    }
+
+    /// A fresh, empty directory on the store's file system. It is gone when the store closes; a dead process's is removed
+    /// by the next one to open the store.
+    pub fn scratch(&self, prefix: &str) -> Result<PathBuf> {
+        self.core().scratch(prefix)
+    }
+
+    /// Waits until everything published so far was flushed to the device, as far as that is possible.
+    pub fn wait_synced(&self) {
+        if let Some(syncer) = &self.inner.syncer {
+            syncer.wait();
+        }
+    }
+}
