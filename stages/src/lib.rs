@@ -1,10 +1,24 @@
 //! The stage kinds of mpcc: the paper's stages and the embedded world. One file per family of kinds.
 
+pub mod dataset;
+pub mod draw;
+pub mod import;
+pub mod mask;
+pub mod place;
 pub mod record;
+pub mod records;
+pub mod report;
+pub mod response;
+pub mod reward;
+pub mod stats;
+pub mod template;
+pub mod vocabulary;
+pub mod scenes;
+pub mod world;
 
 use mpcc_engine::registry::Registry;
 
 /// Every built-in kind: the one list.
 pub fn registry() -> Registry {
-    Registry::new()
+    Registry::new().with::<import::ModelImport>().with::<scenes::ScenesGenerate>()
 }

@@ -19,4 +19,5 @@ pub mod tokenizer;
 pub mod vlm;
 pub mod weights;
 
+pub use candle_core::DType;
 pub use error::{ModelError, Result};
