@@ -1,15 +1,19 @@
 //! The engine of mpcc: pipeline language, plan, scheduler, run loop. It knows no machine learning and no terminal.
 
+pub mod command;
 pub mod diagnostic;
 pub mod event;
 pub mod executor;
+pub mod fingerprint;
 pub mod harness;
 pub mod job;
+pub mod journal;
 pub mod plan;
 pub mod port;
 pub mod registry;
 pub mod resources;
 pub mod scheduler;
 pub mod stage;
+pub mod worker;
 
 pub use mpcc_cache as cache;

@@ -3,10 +3,16 @@
 //!
 //! | executor | where the stage runs |
 //! |---|---|
+//! | [`process`] | in a child process of this host, one per stage |
 //! | [`scripted`] | nowhere: it ends as the test's script says |
 
 pub mod attempt;
+mod memory;
+pub mod process;
+pub mod redact;
 pub mod scripted;
+pub mod speech;
+pub mod tree;
 
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -14,6 +20,8 @@ use crate::job::{AttemptId, Job};
 use crate::stage::Note;
 
 pub use attempt::{Attempt, Control, Order};
+pub use memory::OutOfMemoryWatch;
+pub use process::{ProcessExecutor, ProcessOptions};
 
 /// Where the notes of running stages go.
 pub type Notes = UnboundedSender<(AttemptId, Note)>;
