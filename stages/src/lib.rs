@@ -1,5 +1,6 @@
 //! The stage kinds of mpcc: the paper's stages and the embedded world. One file per family of kinds.
 
+pub mod coco;
 pub mod dataset;
 pub mod draw;
 pub mod import;
@@ -7,10 +8,12 @@ pub mod mask;
 pub mod place;
 pub mod record;
 pub mod records;
+pub mod regions;
 pub mod report;
 pub mod response;
 pub mod reward;
 pub mod stats;
+pub mod suggest;
 pub mod template;
 pub mod vocabulary;
 pub mod scenes;
@@ -20,5 +23,5 @@ use mpcc_engine::registry::Registry;
 
 /// Every built-in kind: the one list.
 pub fn registry() -> Registry {
-    Registry::new().with::<import::ModelImport>().with::<scenes::ScenesGenerate>()
+    Registry::new().with::<coco::CocoImport>().with::<regions::RegionsSelect>().with::<import::ModelImport>().with::<scenes::ScenesGenerate>()
 }

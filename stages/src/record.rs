@@ -4,7 +4,52 @@
 //! category), so joins survive later stages; `rev` hashes the whole content, so a decision taken on another `rev` is stale
 //! and found. Pictures are never copied: a record points into a dataset by path and content digest.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+/// What every record type is: one line of a JSONL file.
+pub trait Record: Serialize + DeserializeOwned {
+    /// The name written in `records<NAME>`.
+    const NAME: &'static str;
+    /// Version of the record's schema, raised when a field changes; unknown and missing fields are errors when read.
+    const SCHEMA: u32;
+
+    /// What no two records of one file may share; `None` where repeats are meant.
+    fn unique(&self) -> Option<&str> {
+        None
+    }
+}
+
+macro_rules! records {
+    ($($name:ident $schema:literal $(unique $field:ident)?),* $(,)?) => {$(
+        impl Record for $name {
+            const NAME: &'static str = stringify!($name);
+            const SCHEMA: u32 = $schema;
+            $(fn unique(&self) -> Option<&str> {
+                Some(&self.$field)
+            })?
+        }
+    )*};
+}
+
+records! {
+    Region 1 unique id, Verdict 1, Item 1 unique id, Guess 1, Question 1 unique id, Answer 1, Score 1, Trace 1,
+}
+
+/// The first 24 hexadecimal digits of the BLAKE3 hash of `parts`, each preceded by its length.
+pub fn identity(parts: &[&[u8]]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().to_hex()[..24].to_owned()
+}
+
+/// [`identity`] of the JSON text of `value`.
+fn content<T: Serialize>(value: &T) -> String {
+    identity(&[&serde_json::to_vec(value).expect("records are plain data")])
+}
 
 /// A box of a picture that may be hidden.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +77,19 @@ pub struct Region {
     pub crowd: bool,
     /// Every category in the same picture with how many boxes it has, the region's own included, sorted by name.
     pub scene: Vec<(String, u32)>,
+}
+
+impl Region {
+    /// The id of the region with this picture digest, box and category.
+    pub fn identify(image_digest: &str, bbox: [f64; 4], category: &str) -> String {
+        let sides = bbox.map(f64::to_le_bytes);
+        identity(&[image_digest.as_bytes(), sides.as_flattened(), category.as_bytes()])
+    }
+
+    /// Hash of the whole content: a decision taken on another `rev` is stale.
+    pub fn rev(&self) -> String {
+        content(self)
+    }
 }
 
 /// What a model said about how strongly a region is tied to its context.
@@ -96,6 +154,22 @@ pub struct Item {
     pub distractors: Distractors,
 }
 
+impl Item {
+    /// The item with `rev` computed anew; call it after every change.
+    pub fn sealed(mut self) -> Self {
+        self.rev = String::new();
+        self.rev = content(&self);
+        self
+    }
+}
+
+impl Distractors {
+    /// The four confusing names, "choose" kind first.
+    pub fn confusing(&self) -> impl Iterator<Item = &str> {
+        self.choose.iter().chain(&self.judgement).map(String::as_str)
+    }
+}
+
 /// A wrong or right name a model guessed for a hidden object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -118,7 +192,7 @@ pub enum Form {
     ChoiceEasy,
     /// The right name, four confusing, two irrelevant: A to G.
     ChoiceHard,
-    /// Is it this name? For the right one, a confusing one, an irrelevant one.
+    /// Is it this name? Seven questions an item: the right name, four confusing, two irrelevant.
     TrueFalse,
     /// A question in BLINK's form: its own pictures, choices and right letter.
     Blink,
@@ -142,7 +216,7 @@ pub struct Question {
     pub prompt: String,
     /// Options in the order shown; for true/false the one name asked about.
     pub options: Vec<String>,
-    /// What each option is: `gt`, `confusing`, `irrelevant`, or `choice` (BLINK).
+    /// What each option is: `gt`, `choose` and `judgement` (the two kinds of confusing names), `irrelevant`, or `choice` (BLINK).
     pub kinds: Vec<String>,
     /// Index of the right option; for true/false 0 when the name is the right one, 1 when not.
     pub answer: usize,
