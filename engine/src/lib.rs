@@ -6,6 +6,7 @@ pub mod event;
 pub mod executor;
 pub mod fingerprint;
 pub mod harness;
+mod interpolate;
 pub mod job;
 pub mod journal;
 pub mod plan;
@@ -13,6 +14,7 @@ pub mod port;
 pub mod registry;
 pub mod resources;
 pub mod scheduler;
+mod spec;
 pub mod stage;
 pub mod worker;
 

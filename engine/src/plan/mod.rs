@@ -1,5 +1,22 @@
 //! The plan: the resolved DAG. A [`Plan`] cannot exist invalid; the only way to get one is to compile a pipeline.
 
+mod commands;
+mod common;
+mod compile;
+mod contract;
+mod expand;
+mod external;
+mod models;
+mod order;
+mod params;
+mod select;
+mod selector;
+mod sources;
+
+pub use compile::{CompileOptions, compile};
+pub use external::{GlobError, expand_glob};
+pub use select::{Edge, SelectError};
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

@@ -1,0 +1,197 @@
+//! Parameters: from `with` to what a kind is given.
+//!
+//! A built-in kind parses its own parameters with serde, which stops at the first problem and knows no places. So every
+//! parameter is first parsed alone: an error of its own type then belongs to that parameter, and "missing field" to
+//! another one. What remains wrong when all are parsed together is what is missing.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::Missing;
+use super::contract::{CustomKind, ParamType};
+use super::external::absolute;
+use super::sources::missing_data;
+use crate::registry::{BoundStage, Kind};
+use crate::spec::source::{Problems, Span};
+use crate::spec::yaml::{Entry, Yaml};
+
+/// Longest text file that a parameter may name, in bytes.
+const MAX_TEXT: u64 = 4 << 20;
+
+/// What parameters are read for.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// The pipeline file's folder.
+    pub(super) folder: &'a Path,
+    /// The node.
+    pub(super) node: &'a str,
+    /// Where the stage is, for what has no place of its own.
+    pub(super) at: Span,
+}
+
+/// Parses the parameters of a built-in kind; file parameters are replaced by their text.
+pub(super) fn builtin(
+    kind: &Kind,
+    with: &[Entry],
+    place: Place<'_>,
+    missing: &mut Vec<Missing>,
+    problems: &mut Problems<'_>,
+) -> Option<Box<dyn BoundStage>> {
+    let known = properties(kind);
+    let mut given = Map::new();
+    let mut sound = true;
+    for entry in with {
+        if !known.contains(&entry.key) {
+            let message = format!("kind `{}` has no parameter `{}`", kind.name, entry.key);
+            let names = known.iter().map(String::as_str);
+            problems.error(entry.key_at, "unknown-param", message).suggest(&entry.key, names);
+            sound = false;
+            continue;
+        }
+        given.insert(entry.key.clone(), entry.value.to_json());
+        if kind.signature.file_params.contains(&entry.key.as_str()) {
+            sound &= insert_text(&mut given, &entry.key, entry.value.at, place.folder, place.node, missing, problems);
+        }
+        sound &= parses_alone(kind, entry, &given, problems);
+    }
+    let bound = if sound { parse_all(kind, given, place, problems)? } else { return None };
+    match bound.check() {
+        Ok(()) => Some(bound),
+        Err(error) => {
+            let entry = with.iter().find(|entry| entry.key == error.param);
+            let at = entry.map_or(place.at, |entry| entry.value.at);
+            problems.error(at, "param", format!("`{}`: {}", error.param, error.message));
+            None
+        }
+    }
+}
+
+fn properties(kind: &Kind) -> Vec<String> {
+    let schema = kind.schema.as_value().get("properties").and_then(Value::as_object);
+    schema.map(|map| map.keys().cloned().collect()).unwrap_or_default()
+}
+
+fn parses_alone(kind: &Kind, entry: &Entry, given: &Map<String, Value>, problems: &mut Problems<'_>) -> bool {
+    let mut alone = Map::new();
+    alone.insert(entry.key.clone(), given[&entry.key].clone());
+    let Err(error) = kind.parse(Value::Object(alone)) else { return true };
+    let text = error.to_string();
+    if missing_field(&text).is_some_and(|name| name != entry.key && properties(kind).iter().any(|known| known == name))
+    {
+        return true;
+    }
+    let message = format!("parameter `{}` of `{}`: {text}", entry.key, kind.name);
+    let found = problems.error(entry.value.at, "param-type", message);
+    let wrong = entry.value.scalar_text().unwrap_or_default();
+    if text.starts_with("unknown variant") {
+        found.suggest(&wrong, text.split('`').skip(3).step_by(2));
+    }
+    false
+}
+
+fn parse_all(
+    kind: &Kind,
+    given: Map<String, Value>,
+    place: Place<'_>,
+    problems: &mut Problems<'_>,
+) -> Option<Box<dyn BoundStage>> {
+    match kind.parse(Value::Object(given)) {
+        Ok(bound) => Some(bound),
+        Err(error) => {
+            let text = error.to_string();
+            let message = match missing_field(&text) {
+                Some(name) => format!("kind `{}` needs the parameter `{name}`", kind.name),
+                None => format!("the parameters of `{}`: {text}", kind.name),
+            };
+            problems.error(place.at, "missing-param", message).help("set it under `with`");
+            None
+        }
+    }
+}
+
+fn missing_field(text: &str) -> Option<&str> {
+    text.strip_prefix("missing field `")?.split('`').next()
+}
+
+/// Replaces the path under `key` by the text of that file. False when it cannot be a text file, which is reported; a
+/// file that is not there is noted in `missing`.
+pub(super) fn insert_text(
+    values: &mut Map<String, Value>,
+    key: &str,
+    at: Span,
+    folder: &Path,
+    needed_by: &str,
+    missing: &mut Vec<Missing>,
+    problems: &mut Problems<'_>,
+) -> bool {
+    let Some(written) = values.get(key).and_then(Value::as_str) else { return true };
+    let path = absolute(folder, written);
+    let length = std::fs::metadata(&path).map(|meta| if meta.is_file() { meta.len() } else { u64::MAX });
+    let text = match length {
+        Err(_) => {
+            missing.push(missing_data(needed_by, format!("`{key}`: file {} is not there", path.display())));
+            return true;
+        }
+        Ok(length) if length > MAX_TEXT => Err("is no text file of a sensible length".to_owned()),
+        Ok(_) => std::fs::read_to_string(&path).map_err(|error| format!("cannot be read: {error}")),
+    };
+    match text {
+        Ok(text) => {
+            values.insert(key.to_owned(), Value::String(text));
+            true
+        }
+        Err(why) => {
+            problems.error(at, "file", format!("`{written}` {why}"));
+            false
+        }
+    }
+}
+
+/// Parameters of a custom kind, defaults filled in, in declaration order; and the files they name.
+pub(super) fn custom(
+    kind: &CustomKind,
+    with: &[Entry],
+    place: Place<'_>,
+    missing: &mut Vec<Missing>,
+    problems: &mut Problems<'_>,
+) -> Option<(Yaml, Vec<PathBuf>)> {
+    let mut sound = true;
+    for entry in with.iter().filter(|entry| !kind.params.iter().any(|param| param.name == entry.key)) {
+        let message = format!("kind `{}` has no parameter `{}`", kind.name, entry.key);
+        let names = kind.params.iter().map(|param| param.name.as_str());
+        problems.error(entry.key_at, "unknown-param", message).suggest(&entry.key, names);
+        sound = false;
+    }
+    let (mut values, mut files) = (Map::new(), Vec::new());
+    for param in &kind.params {
+        let given = with.iter().find(|entry| entry.key == param.name).map(|entry| &entry.value);
+        let Some(value) = given.or(param.default.as_ref()) else {
+            let message = format!("kind `{}` needs the parameter `{}`", kind.name, param.name);
+            problems.error(place.at, "missing-param", message).help("set it under `with`");
+            sound = false;
+            continue;
+        };
+        let json = value.to_json();
+        let nullable = param.default.as_ref().is_some_and(Yaml::is_null) && value.is_null();
+        if !nullable && !param.ty.accepts(&json) {
+            let message = format!("parameter `{}` is {}, this is {}", param.name, param.ty.name(), value.what());
+            problems.error(value.at, "param-type", message);
+            sound = false;
+        } else if !param.choices.is_empty() && !param.choices.iter().any(|choice| choice.to_json() == json) {
+            let text = value.scalar_text().unwrap_or_default();
+            let known: Vec<String> = param.choices.iter().filter_map(Yaml::scalar_text).collect();
+            let message = format!("parameter `{}` cannot be `{text}`", param.name);
+            problems.error(value.at, "param-type", message).suggest(&text, known.iter().map(String::as_str));
+            sound = false;
+        }
+        if let (ParamType::File, Some(path)) = (param.ty, json.as_str()) {
+            files.push(PathBuf::from(path));
+            if !absolute(place.folder, path).is_file() {
+                missing.push(missing_data(place.node, format!("`{}`: file {path} is not there", param.name)));
+            }
+        }
+        values.insert(param.name.clone(), json);
+    }
+    sound.then(|| (Yaml::from_json(Value::Object(values), place.at), files))
+}

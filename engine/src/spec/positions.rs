@@ -1,0 +1,185 @@
+//! Where everything is: a tree of places, built from parse events without recursion.
+//!
+//! It also holds the bounds of what a pipeline file may be, before any value is built: at most [`MAX_DEPTH`] levels and
+//! at most [`MAX_VALUES`] values after aliases are followed (an anchor is stored once and shared, so a bomb of aliases
+//! costs nothing to detect). Duplicate keys and keys that are no plain text are found here too.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use saphyr_parser::{Event, Parser, Span as EventSpan, StrInput};
+
+use super::source::{Problems, Span};
+
+/// Deepest nesting.
+pub(crate) const MAX_DEPTH: usize = 64;
+/// Most values, aliases followed.
+pub(crate) const MAX_VALUES: usize = 100_000;
+
+/// The place of a value and of what is in it.
+#[derive(Debug, Default)]
+pub(crate) struct Place {
+    /// Where the value starts.
+    pub(crate) at: Span,
+    /// Values in it, itself included, aliases followed.
+    size: usize,
+    depth: usize,
+    keys: Vec<(String, Span, Rc<Place>)>,
+    items: Vec<Rc<Place>>,
+}
+
+impl Place {
+    /// The places of `key` and of its value; keys that come in through `<<` are found too.
+    pub(crate) fn key(&self, key: &str) -> Option<(Span, &Rc<Place>)> {
+        let own = self.keys.iter().find(|(name, ..)| name == key).map(|(_, at, place)| (*at, place));
+        own.or_else(|| {
+            let (_, _, merged) = self.keys.iter().find(|(name, ..)| name == "<<")?;
+            merged.key(key).or_else(|| merged.items.iter().find_map(|item| item.key(key)))
+        })
+    }
+
+    /// The place of item `index` of a list.
+    pub(crate) fn item(&self, index: usize) -> Option<&Rc<Place>> {
+        self.items.get(index)
+    }
+}
+
+/// A collection that is being read.
+struct Open {
+    place: Place,
+    anchor: usize,
+    map: bool,
+    key: Option<(String, Span)>,
+}
+
+/// Reads the events of `text`. `None` when a problem was reported or the text is no YAML (serde_yaml then says why).
+pub(crate) fn index(text: &str, problems: &mut Problems<'_>) -> Option<Rc<Place>> {
+    let mut builder = Builder { open: Vec::new(), anchors: BTreeMap::new(), root: None, sound: true };
+    let mut parser: Parser<'_, StrInput<'_>> = Parser::new_from_str(text);
+    while let Some(event) = parser.next_event() {
+        let (event, span) = match event {
+            Ok(event) => event,
+            Err(error) => {
+                let at = Span { line: error.marker().line(), column: error.marker().col() + 1, length: 1 };
+                problems.error(at, "syntax", format!("this is not YAML: {}", error.info()));
+                return None;
+            }
+        };
+        if !builder.take(event, &span, problems) {
+            return None;
+        }
+    }
+    builder.root.filter(|_| builder.sound)
+}
+
+struct Builder {
+    open: Vec<Open>,
+    anchors: BTreeMap<usize, Rc<Place>>,
+    root: Option<Rc<Place>>,
+    sound: bool,
+}
+
+impl Builder {
+    /// Takes one event; false stops.
+    fn take(&mut self, event: Event<'_>, span: &EventSpan, problems: &mut Problems<'_>) -> bool {
+        let at = place_of(span);
+        match event {
+            Event::Scalar(text, _, anchor, _) => {
+                if self.wants_key() {
+                    return self.take_key(text.into_owned(), at, problems);
+                }
+                self.close(Place { at, size: 1, depth: 0, ..Place::default() }, anchor, problems)
+            }
+            Event::Alias(anchor) => {
+                let shared = self.anchors.get(&anchor).cloned();
+                match shared {
+                    Some(place) if !self.wants_key() => self.attach(place, at, problems),
+                    _ => self.stop(at, "alias", "this alias stands for nothing that is complete", problems),
+                }
+            }
+            Event::SequenceStart(anchor, _) => self.start(at, anchor, false, problems),
+            Event::MappingStart(anchor, _) => self.start(at, anchor, true, problems),
+            Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
+                Some(done) => self.close(done.place, done.anchor, problems),
+                None => false,
+            },
+            _ => true,
+        }
+    }
+
+    fn wants_key(&self) -> bool {
+        self.open.last().is_some_and(|open| open.map && open.key.is_none())
+    }
+
+    fn stop(&mut self, at: Span, code: &'static str, message: &str, problems: &mut Problems<'_>) -> bool {
+        problems.error(at, code, message);
+        self.sound = false;
+        false
+    }
+
+    fn take_key(&mut self, key: String, at: Span, problems: &mut Problems<'_>) -> bool {
+        let open = self.open.last_mut().expect("a key stands in a map");
+        if let Some((_, first, _)) = open.place.keys.iter().find(|(name, ..)| *name == key) {
+            let line = first.line;
+            problems
+                .error(at, "duplicate-key", format!("`{key}` is written twice in the same map"))
+                .help(format!("the first one is on line {line}; keep one of them"));
+            self.sound = false;
+        }
+        open.key = Some((key, at));
+        true
+    }
+
+    fn start(&mut self, at: Span, anchor: usize, map: bool, problems: &mut Problems<'_>) -> bool {
+        if self.wants_key() {
+            return self.stop(at, "key", "a key must be plain text, not a list or a map", problems);
+        }
+        if self.open.len() >= MAX_DEPTH {
+            let message = format!("nested deeper than {MAX_DEPTH} levels");
+            return self.stop(at, "too-deep", &message, problems);
+        }
+        self.open.push(Open { place: Place { at, size: 1, depth: 1, ..Place::default() }, anchor, map, key: None });
+        true
+    }
+
+    /// A value is complete.
+    fn close(&mut self, place: Place, anchor: usize, problems: &mut Problems<'_>) -> bool {
+        let at = place.at;
+        let place = Rc::new(place);
+        if anchor != 0 {
+            self.anchors.insert(anchor, place.clone());
+        }
+        self.attach(place, at, problems)
+    }
+
+    /// Puts a complete value into the collection around it.
+    fn attach(&mut self, place: Rc<Place>, at: Span, problems: &mut Problems<'_>) -> bool {
+        let depth = self.open.len() + place.depth;
+        let Some(open) = self.open.last_mut() else {
+            self.root.get_or_insert(place);
+            return true;
+        };
+        open.place.size = open.place.size.saturating_add(place.size);
+        open.place.depth = open.place.depth.max(place.depth + 1);
+        let size = open.place.size;
+        match open.key.take() {
+            Some((key, key_at)) => open.place.keys.push((key, key_at, place)),
+            None => open.place.items.push(place),
+        }
+        if size > MAX_VALUES {
+            let message = format!("with its aliases followed, this file holds more than {MAX_VALUES} values");
+            return self.stop(at, "too-large", &message, problems);
+        }
+        if depth > MAX_DEPTH {
+            let message = format!("with its aliases followed, this is nested deeper than {MAX_DEPTH} levels");
+            return self.stop(at, "too-deep", &message, problems);
+        }
+        true
+    }
+}
+
+fn place_of(span: &EventSpan) -> Span {
+    let same_line = span.start.line() == span.end.line();
+    let length = if same_line { span.end.index().saturating_sub(span.start.index()) } else { 1 };
+    Span { line: span.start.line().max(1), column: span.start.col() + 1, length: length.max(1) }
+}
