@@ -145,7 +145,7 @@ impl<R: Record> Log<R> {
         Ok(())
     }
 
-    /// The path of this writer's file and of every other, for syncing and for gc.
+    /// The file that this writer appends to, once it has.
     pub(crate) fn own_path(&self) -> Option<&Path> {
         self.own.as_ref().map(|own| own.path.as_path())
     }
@@ -170,5 +170,98 @@ impl<R: Record> Log<R> {
         old.iter()
             .filter(|path| path.extension().is_some_and(|e| e == "log"))
             .try_for_each(|path| self.io.remove_file(path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq)]
+    struct Number(u64);
+
+    impl Record for Number {
+        const TAG: [u8; 4] = *b"test";
+        const SIZE: usize = 8;
+
+        fn encode(&self, out: &mut Vec<u8>) {
+            out.extend(self.0.to_le_bytes());
+        }
+
+        fn decode(bytes: &[u8]) -> Self {
+            Self(u64::from_le_bytes(bytes.try_into().expect("eight bytes")))
+        }
+    }
+
+    fn log(dir: &Path, writer: &str) -> Log<Number> {
+        Log::new(Io::default(), dir.to_owned(), writer)
+    }
+
+    fn news(log: &mut Log<Number>) -> Vec<u64> {
+        let mut seen = Vec::new();
+        log.refresh(|number| seen.push(number.0)).unwrap();
+        seen
+    }
+
+    #[test]
+    fn readers_see_each_record_of_every_other_writer_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut a, mut b) = (log(dir.path(), "a"), log(dir.path(), "b"));
+        assert!(news(&mut a).is_empty());
+        a.append(&[Number(1), Number(2)]).unwrap();
+        b.append(&[Number(3)]).unwrap();
+        assert_eq!(news(&mut b), [1, 2]);
+        assert_eq!(news(&mut a), [3]);
+        a.append(&[Number(4)]).unwrap();
+        assert_eq!(news(&mut b), [4]);
+        assert_eq!((news(&mut a), news(&mut b)), (vec![], vec![]));
+        assert_eq!(news(&mut log(dir.path(), "c")), [1, 2, 4, 3]);
+    }
+
+    #[test]
+    fn a_tail_torn_at_any_byte_is_dropped_and_what_precedes_it_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        log(dir.path(), "a").append(&[Number(1), Number(2), Number(3)]).unwrap();
+        let path = dir.path().join("a-0.log");
+        let whole = std::fs::read(&path).unwrap();
+        for len in 0..=whole.len() {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            let expected = len.saturating_sub(HEADER) / 16;
+            let mut reader = log(dir.path(), "b");
+            assert_eq!(news(&mut reader), [1, 2, 3][..expected], "{len} bytes");
+            // What a slow writer adds later is found from there.
+            std::fs::write(&path, &whole).unwrap();
+            assert_eq!(news(&mut reader), [1, 2, 3][expected..], "{len} bytes, then all");
+        }
+    }
+
+    #[test]
+    fn a_record_with_a_flipped_bit_is_skipped() {
+        let dir = tempfile::tempdir().unwrap();
+        log(dir.path(), "a").append(&[Number(1), Number(2), Number(3)]).unwrap();
+        let path = dir.path().join("a-0.log");
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            std::fs::write(&path, &bytes).unwrap();
+            let expected = match at.checked_sub(HEADER) {
+                None => vec![],
+                Some(at) => [1, 2, 3].into_iter().enumerate().filter(|(i, _)| *i != at / 16).map(|(_, n)| n).collect(),
+            };
+            assert_eq!(news(&mut log(dir.path(), "b")), expected, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn rewriting_leaves_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut a = log(dir.path(), "a");
+        a.append(&[Number(1)]).unwrap();
+        log(dir.path(), "b").append(&[Number(2)]).unwrap();
+        a.rewrite(&[Number(7)], &dir.path().join("temporary")).unwrap();
+        a.append(&[Number(8)]).unwrap();
+        assert_eq!(news(&mut log(dir.path(), "c")), [7, 8]);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

@@ -178,3 +178,47 @@ impl Walk<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &str) -> TreeFile {
+        TreeFile { path: path.to_owned(), digest: Digest::of(path.as_bytes()), bytes: path.len() as u64 }
+    }
+
+    #[test]
+    fn encoding_does_not_depend_on_the_order_files_were_found_in() {
+        let forth = Manifest::new(vec![file("a"), file("a b/c d"), file("z.png")]);
+        let back = Manifest::new(vec![file("z.png"), file("a b/c d"), file("a")]);
+        assert_eq!(forth.encode(), back.encode());
+        assert_eq!(Manifest::decode(&forth.encode()).unwrap(), forth);
+        assert_eq!(forth.bytes(), 1 + 7 + 5);
+    }
+
+    #[test]
+    fn hostile_manifests_are_refused() {
+        let line = |path: &str| format!("{HEAD}\n{} 1 {path}\n", Digest::of(b"x"));
+        let cases = [
+            line("/etc/passwd"),
+            line("../x"),
+            line("a/../../x"),
+            line("a//b"),
+            line("./a"),
+            line("a/"),
+            line("\u{1b}[2J"),
+            line(&"x".repeat(256)),
+            line(&"x/".repeat(2100)),
+            format!("{HEAD}\nnothing\n"),
+            format!("{HEAD}\nabc 1 a\n"),
+            format!("{HEAD}\n{} -1 a\n", Digest::of(b"x")),
+            format!("{}{}", line("b"), line("a").split_once('\n').unwrap().1),
+            format!("{}{}", line("a"), line("a").split_once('\n').unwrap().1),
+            "mpcc-tree 2\n".to_owned(),
+        ];
+        for case in cases {
+            assert!(Manifest::decode(case.as_bytes()).is_err(), "{case:?}");
+        }
+        assert!(Manifest::decode(line("a..b/...").as_bytes()).is_ok());
+    }
+}

@@ -133,3 +133,65 @@ fn compare_objects(field: &str, old: &Map<String, Value>, new: &Map<String, Valu
         changes.push(Change { field: format!("{field}.{key}"), old: Some(value.clone()), new: None });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn recipe(value: Value) -> Recipe {
+        let Value::Object(map) = value else { panic!("an object") };
+        Recipe { fields: map.into_iter().collect() }
+    }
+
+    #[test]
+    fn the_digest_sees_fields_order_and_types_but_not_key_order() {
+        let base = recipe(json!({"kind": "train.sft", "params": {"lr": 1.0, "steps": 3}}));
+        let same = recipe(json!({"kind": "train.sft", "params": {"steps": 3, "lr": 1.0}}));
+        assert_eq!(base.digest(), same.digest());
+        let others = [
+            json!({"params": {"lr": 1.0, "steps": 3}, "kind": "train.sft"}),
+            json!({"kind": "train.sft", "params": {"lr": 1, "steps": 3}}),
+            json!({"kind": "train.sft", "params": {"lr": 1.0, "steps": "3"}}),
+            json!({"kind": "train.sft", "params": {"lr": 1.0}}),
+            json!({"kind": "train.sft", "params": {"lr": 1.0, "steps": 3}, "seed": null}),
+        ];
+        for other in others {
+            assert_ne!(base.digest(), recipe(other.clone()).digest(), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_canonical_bytes_are_fixed_and_read_back() {
+        let recipe = recipe(json!({"kind": "x", "params": {"b": [1, 2.5, "a\nb"], "a": null}}));
+        let bytes = recipe.encode();
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        assert_eq!(text, "mpcc-recipe 1\n[\"kind\",\"x\"]\n[\"params\",{\"a\":null,\"b\":[1,2.5,\"a\\nb\"]}]\n");
+        assert_eq!(Recipe::decode(&bytes).unwrap().encode(), bytes);
+        assert!(Recipe::decode(b"mpcc-recipe 2\n").unwrap_err().contains("mpcc-recipe 1"));
+        assert!(Recipe::decode(b"mpcc-recipe 1\n[1]\n").unwrap_err().contains("[1]"));
+    }
+
+    #[test]
+    fn diff_names_the_smallest_difference_first_differing_first() {
+        let old =
+            recipe(json!({"kind": "k", "gone": 1, "params": {"a": 1, "b": {"c": [1, 2]}}, "code": ["x"], "seed": 7}));
+        let new = recipe(
+            json!({"kind": "k", "params": {"a": 1, "b": {"c": [1, 3]}, "d": true}, "code": ["x", "y"], "seed": 8}),
+        );
+        let changes = Recipe::diff(&old, &new);
+        let told: Vec<_> = changes.iter().map(|c| (c.field.as_str(), c.old.clone(), c.new.clone())).collect();
+        assert_eq!(
+            told,
+            [
+                ("params.b.c[1]", Some(json!(2)), Some(json!(3))),
+                ("params.d", None, Some(json!(true))),
+                ("gone", Some(json!(1)), None),
+                ("code", Some(json!(["x"])), Some(json!(["x", "y"]))),
+                ("seed", Some(json!(7)), Some(json!(8))),
+            ]
+        );
+        assert_eq!(Recipe::diff(&old, &old), []);
+    }
+}

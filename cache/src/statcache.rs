@@ -191,3 +191,68 @@ impl StatCache {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::FileKind;
+
+    fn stat(mtime_ns: i64, ctime_ns: i64) -> FileStat {
+        FileStat { kind: FileKind::File, dev: 1, ino: 2, size: 3, links: 1, mtime_ns, ctime_ns }
+    }
+
+    #[test]
+    fn only_old_stamps_are_settled() {
+        let second = SECOND_NS;
+        let table = [
+            (stat(5, 5), Guard::Ctime, 5 + RACY_NS, true),
+            (stat(5, 5), Guard::Ctime, 4 + RACY_NS, false),
+            // The store's own renames renew ctime only.
+            (stat(5, second + 5), Guard::Mtime, 5 + RACY_NS, true),
+            (stat(5, second + 5), Guard::Ctime, 5 + RACY_NS, false),
+            // A future mtime from an unpacked archive does no harm.
+            (stat(9 * second + 1, 5), Guard::Ctime, second, true),
+            // Whole seconds need a wider window.
+            (stat(second, second), Guard::Ctime, 2 * second, false),
+            (stat(second, second), Guard::Ctime, 4 * second, true),
+        ];
+        for (stat, guard, start_ns, expected) in table {
+            assert_eq!(is_settled(&stat, guard, start_ns), expected, "{stat:?} {guard:?} {start_ns}");
+        }
+    }
+
+    #[test]
+    fn any_part_of_the_key_forgets_the_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = StatCache::new(Io::default(), dir.path().join("stat"), "a");
+        let (known, digest) = (stat(5, 6), Digest::of(b"x"));
+        cache.remember(&[(known, digest)]);
+        assert_eq!(cache.get(&known), Some(digest));
+        let changed = [
+            FileStat { dev: 9, ..known },
+            FileStat { ino: 9, ..known },
+            FileStat { size: 9, ..known },
+            FileStat { mtime_ns: 9, ..known },
+            FileStat { ctime_ns: 9, ..known },
+        ];
+        for stat in changed {
+            assert_eq!(cache.get(&stat), None, "{stat:?}");
+        }
+        let reopened = StatCache::new(Io::default(), dir.path().join("stat"), "b");
+        assert_eq!(reopened.get(&known), Some(digest));
+        assert_eq!(reopened.compact(&dir.path().join("temporary")).unwrap(), 1);
+        assert_eq!(StatCache::new(Io::default(), dir.path().join("stat"), "c").get(&known), Some(digest));
+    }
+
+    #[test]
+    fn a_file_rewritten_at_once_is_hashed_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = StatCache::new(Io::default(), dir.path().join("stat"), "a");
+        let path = dir.path().join("file");
+        for round in 0..200u32 {
+            let bytes = round.to_le_bytes();
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(cache.digest(&path, Guard::Ctime).unwrap(), (Digest::of(&bytes), 4), "round {round}");
+        }
+    }
+}

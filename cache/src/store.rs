@@ -219,17 +219,12 @@ impl Store {
     /// # Errors
     /// The file system refuses; damage is no error but a miss.
     pub fn lookup(&self, recipe: &Digest) -> Result<Option<Entry>> {
-        let known = self.entries().get(recipe);
-        if let Some(entry) = self.first_whole(&known)? {
-            return Ok(Some(entry));
-        }
-        let fresh = {
+        let records = {
             let mut entries = self.entries();
             entries.refresh()?;
             entries.get(recipe)
         };
-        let unseen: Vec<_> = fresh.into_iter().filter(|record| !known.contains(record)).collect();
-        self.first_whole(&unseen)
+        self.first_whole(&records)
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, crate::entries::Entries> {

@@ -98,5 +98,15 @@ fn sync_entry(core: &Core, record: EntryRecord, outputs: &[Artifact], stop: &Ato
         }
         core.io.sync(path)?;
     }
-    core.entries.lock().expect("no panic while entries are held").mark_synced(record)
+    mark(core, record)
+}
+
+/// Marks the entry, then flushes the log so that the mark outlives a power cut too.
+fn mark(core: &Core, record: EntryRecord) -> Result<()> {
+    let log = {
+        let mut entries = core.entries.lock().expect("no panic while entries are held");
+        entries.mark_synced(record)?;
+        entries.own_path().map(Path::to_owned)
+    };
+    log.iter().map(PathBuf::as_path).chain([&*core.root.join("entries")]).try_for_each(|path| core.io.sync(path))
 }

@@ -1,0 +1,237 @@
+//! Garbage collection: forgets entries that nobody will ask for, then frees what no entry needs.
+//!
+//! Safe against runs by exclusion, not by grace periods: every open store holds `in-use` shared, gc takes it exclusively or
+//! says [`StoreError::Busy`]; who opens the store meanwhile waits. So no log has a living writer and no object is between
+//! being put and being published.
+//!
+//! Order: logs are rewritten first (each replaced by one rename), then trees go, then objects. A gc killed anywhere leaves
+//! garbage or entries whose objects are gone, and those are misses.
+//!
+//! | kept | why |
+//! |---|---|
+//! | entries that the [`Keep`] policy or `also` names, all their objects and trees | hits of later runs |
+//! | recipes that are the latest of a node | `why` compares with them |
+//! | manifests of published trees | to remove their stale files from the workspace |
+//! | memo, unless asked | it costs the most to compute and the least to keep |
+//! | partial directories of recipes without an entry, unless asked | a killed training resumes from them |
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::core::Core;
+use crate::entries::{EntryRecord, OutputsList};
+use crate::{ArtifactKind, Digest, Store, StoreError};
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// Which entries stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// Every complete entry; only what no entry needs is freed.
+    Everything,
+    /// Entries whose recipe is the latest of some node, and those in [`GcOptions::also`].
+    #[default]
+    Latest,
+    /// Only those in [`GcOptions::also`].
+    Listed,
+}
+
+/// What a gc may free.
+#[derive(Clone, Debug, Default)]
+pub struct GcOptions {
+    /// Which entries stay.
+    pub keep: Keep,
+    /// Recipes whose entries stay whatever `keep` says, for example those of the last runs.
+    pub also: BTreeSet<Digest>,
+    /// Forget the memo too.
+    pub memo: bool,
+    /// Remove every partial directory, not only those of recipes that are done.
+    pub partial: bool,
+    /// Empty the quarantine.
+    pub quarantine: bool,
+    /// Only count.
+    pub dry_run: bool,
+}
+
+/// What a gc freed, or would free.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GcReport {
+    /// Entries that stay.
+    pub entries_kept: u64,
+    /// Entries forgotten.
+    pub entries_dropped: u64,
+    /// Objects that stay.
+    pub objects_kept: u64,
+    /// Objects freed.
+    pub objects_removed: u64,
+    /// Bytes of the objects freed.
+    pub bytes_freed: u64,
+    /// Read-only tree directories removed.
+    pub trees_removed: u64,
+    /// Partial directories removed.
+    pub partials_removed: u64,
+}
+
+/// What must stay.
+#[derive(Default)]
+struct Live {
+    entries: Vec<EntryRecord>,
+    objects: BTreeSet<Digest>,
+    trees: BTreeSet<Digest>,
+}
+
+impl Live {
+    /// Adds an entry and all it needs; `false` when it is not complete.
+    fn add(&mut self, core: &Core, record: EntryRecord) -> bool {
+        let Ok(bytes) = core.read(&record.outputs) else { return false };
+        let Ok(OutputsList { outputs }) = serde_json::from_slice::<OutputsList>(&bytes) else { return false };
+        let mut needed = BTreeSet::from([record.recipe, record.outputs]);
+        let mut trees = BTreeSet::new();
+        for (_, artifact) in outputs {
+            needed.insert(artifact.digest);
+            if artifact.kind == ArtifactKind::Tree {
+                let Ok(manifest) = core.manifest(&artifact.digest) else { return false };
+                needed.extend(manifest.files().iter().map(|file| file.digest));
+                trees.insert(artifact.digest);
+            }
+        }
+        self.entries.push(record);
+        self.objects.extend(needed);
+        self.trees.extend(trees);
+        true
+    }
+}
+
+/// `<root>/<area>/ab/cdef...` with the digests their paths spell; what is not spelled so is left alone.
+pub(crate) fn fanned_paths(core: &Core, area: &str) -> Result<Vec<(Digest, PathBuf)>> {
+    let mut found = Vec::new();
+    for fan in core.io.list(&core.root.join(area))? {
+        for path in core.io.list(&fan)? {
+            let spelled = [&fan, &path].map(|path| path.file_name().and_then(|name| name.to_str()).unwrap_or(""));
+            if let Ok(digest) = spelled.concat().parse() {
+                found.push((digest, path));
+            }
+        }
+    }
+    Ok(found)
+}
+
+impl Store {
+    /// Frees what the options allow.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] while any other handle, of this process or another, has the store open (a dry run never is);
+    /// otherwise the file system refuses.
+    pub fn gc(&self, options: &GcOptions) -> Result<GcReport> {
+        if options.dry_run {
+            return self.collect(options);
+        }
+        self.enter_exclusive()?;
+        let result = self.collect(options);
+        self.leave_exclusive()?;
+        result
+    }
+
+    fn in_use_path(&self) -> PathBuf {
+        self.root().join("in-use")
+    }
+
+    fn enter_exclusive(&self) -> Result<()> {
+        let (io, file, path) = (&self.core().io, &self.inner.in_use, self.in_use_path());
+        // A lock cannot be raised in one step: let go, then try.
+        io.unlock(file, &path)?;
+        if io.try_lock(file, &path)? {
+            return Ok(());
+        }
+        io.lock_shared(file, &path)?;
+        Err(StoreError::Busy { path: self.root().to_owned() })
+    }
+
+    fn leave_exclusive(&self) -> Result<()> {
+        let (io, path) = (&self.core().io, self.in_use_path());
+        io.unlock(&self.inner.in_use, &path)?;
+        io.lock_shared(&self.inner.in_use, &path)
+    }
+
+    fn collect(&self, options: &GcOptions) -> Result<GcReport> {
+        let core = self.core();
+        let mut report = GcReport::default();
+        let live = self.live(options, &mut report)?;
+        if !options.dry_run {
+            self.rewrite_logs(&live, options)?;
+        }
+        let trees = fanned_paths(core, "trees")?;
+        for (_, path) in trees.iter().filter(|(digest, _)| !live.trees.contains(digest)) {
+            report.trees_removed += 1;
+            self.remove(path, options)?;
+        }
+        self.free_objects(&live, options, &mut report)?;
+        report.partials_removed = self.free_partials(&live, options)?;
+        if options.quarantine {
+            self.remove(&self.root().join("quarantine"), options)?;
+        }
+        Ok(report)
+    }
+
+    fn live(&self, options: &GcOptions, report: &mut GcReport) -> Result<Live> {
+        let core = self.core();
+        let latest: BTreeSet<_> = core.latest.all()?.into_values().collect();
+        let wanted = |recipe: &Digest| match options.keep {
+            Keep::Everything => true,
+            Keep::Latest => latest.contains(recipe) || options.also.contains(recipe),
+            Keep::Listed => options.also.contains(recipe),
+        };
+        let records = core.entries.lock().expect("no panic while entries are held").all()?;
+        let mut live = Live::default();
+        for record in records {
+            let kept = wanted(&record.recipe) && live.add(core, record);
+            *(if kept { &mut report.entries_kept } else { &mut report.entries_dropped }) += 1;
+        }
+        live.objects.extend(latest);
+        live.objects.extend(core.published.all()?.into_values());
+        Ok(live)
+    }
+
+    fn rewrite_logs(&self, live: &Live, options: &GcOptions) -> Result<()> {
+        let core = self.core();
+        let temporary = core.temporary()?;
+        core.entries.lock().expect("no panic while entries are held").rewrite(&live.entries, &temporary)?;
+        core.latest.compact(&core.temporary()?)?;
+        core.published.compact(&core.temporary()?)?;
+        core.stats.compact(&core.temporary()?)?;
+        core.manifests.lock().expect("no panic while manifests are held").clear();
+        let memo = self.memo();
+        if options.memo { memo.clear() } else { memo.compact(|| core.temporary()) }
+    }
+
+    fn free_objects(&self, live: &Live, options: &GcOptions, report: &mut GcReport) -> Result<()> {
+        let core = self.core();
+        for (digest, path) in fanned_paths(core, "objects")? {
+            if live.objects.contains(&digest) {
+                report.objects_kept += 1;
+                continue;
+            }
+            report.objects_removed += 1;
+            report.bytes_freed += core.io.stat(&path)?.map_or(0, |stat| stat.size);
+            self.remove(&path, options)?;
+        }
+        Ok(())
+    }
+
+    fn free_partials(&self, live: &Live, options: &GcOptions) -> Result<u64> {
+        let done: BTreeSet<_> = live.entries.iter().map(|record| record.recipe.hex()).collect();
+        let mut removed = 0;
+        for path in self.core().io.list(&self.root().join("partial"))? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if options.partial || done.contains(&*name) {
+                removed += 1;
+                self.remove(&path, options)?;
+            }
+        }
+        Ok(removed)
+    }
+
+    fn remove(&self, path: &Path, options: &GcOptions) -> Result<()> {
+        if options.dry_run { Ok(()) } else { self.core().io.remove_tree(path) }
+    }
+}
