@@ -13,6 +13,7 @@ pub mod plan;
 pub mod port;
 pub mod registry;
 pub mod resources;
+pub mod run;
 pub mod scheduler;
 mod spec;
 pub mod stage;

@@ -1,0 +1,248 @@
+//! A run as its events tell it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use mpcc_cache::{Artifact, Digest};
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Event, Header, MemoCount, Summary, What};
+use crate::stage::Note;
+
+/// Where a node is, as far as the events tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Nothing has happened to it.
+    #[default]
+    Pending,
+    /// An attempt is going on.
+    Running,
+    /// Another run executes it.
+    Elsewhere,
+    /// It rests before its next attempt.
+    Resting,
+    /// Its run was killed while it ran.
+    Interrupted,
+    /// It ran to its end.
+    Executed,
+    /// The store had its outputs.
+    Cached,
+    /// It failed.
+    Failed,
+    /// It is below a failure.
+    Skipped,
+    /// It waits for a person, or is below a node that does.
+    Waiting,
+    /// It was stopped or not started because the run was ending.
+    Cancelled,
+}
+
+/// One node of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NodeRecord {
+    /// Name, stage, matrix, kind, ports.
+    #[serde(flatten)]
+    pub header: Header,
+    /// Where it is.
+    pub status: Status,
+    /// Attempts begun.
+    pub attempts: u32,
+    /// When its last attempt began, in seconds since the run began.
+    pub started_s: Option<f64>,
+    /// When it ended, likewise.
+    pub ended_s: Option<f64>,
+    /// Its recipe's digest, once it has outputs.
+    pub recipe: Option<Digest>,
+    /// Its outputs.
+    pub outputs: BTreeMap<String, Artifact>,
+    /// Wall time of its execution in seconds; of a cached node that of an earlier run, when one tells.
+    pub wall_s: Option<f64>,
+    /// CPU time in seconds.
+    pub cpu_s: Option<f64>,
+    /// Largest resident set in bytes.
+    pub peak_rss_bytes: Option<u64>,
+    /// Requests answered from the memo and computed anew.
+    pub memo: Option<MemoCount>,
+    /// Done, total, unit of its last progress note.
+    pub progress: Option<(u64, u64, String)>,
+    /// Named numbers, the last value of each.
+    pub metrics: BTreeMap<String, f64>,
+    /// Warnings.
+    pub warnings: Vec<String>,
+    /// Why it failed, waits or was skipped.
+    pub message: Option<String>,
+    /// Its log, when an attempt began.
+    pub log: Option<PathBuf>,
+}
+
+/// A run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RunRecord {
+    /// The id.
+    pub id: String,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The pipeline file.
+    pub file: PathBuf,
+    /// The profile in force.
+    pub profile: Option<String>,
+    /// When it began, RFC 3339.
+    pub started: String,
+    /// Whether its process lives. `true` in a record made from live events.
+    pub alive: bool,
+    /// The last event's time in seconds since the run began.
+    pub elapsed_s: f64,
+    /// How it went; `None` while it runs and when it was killed.
+    pub summary: Option<Summary>,
+    /// Its nodes in plan order.
+    pub nodes: Vec<NodeRecord>,
+}
+
+impl NodeRecord {
+    fn new(header: Header) -> Self {
+        Self {
+            header,
+            status: Status::Pending,
+            attempts: 0,
+            started_s: None,
+            ended_s: None,
+            recipe: None,
+            outputs: BTreeMap::new(),
+            wall_s: None,
+            cpu_s: None,
+            peak_rss_bytes: None,
+            memo: None,
+            progress: None,
+            metrics: BTreeMap::new(),
+            warnings: Vec::new(),
+            message: None,
+            log: None,
+        }
+    }
+
+    fn end(&mut self, status: Status, at_s: f64) {
+        self.status = status;
+        self.ended_s = Some(at_s);
+    }
+
+    fn note(&mut self, note: &Note) {
+        match note {
+            Note::Progress { done, total, unit } => self.progress = Some((*done, *total, unit.clone())),
+            Note::Info { .. } => {}
+            Note::Warning { message } => self.warnings.push(message.clone()),
+            Note::Metric { name, value } => {
+                self.metrics.insert(name.clone(), *value);
+            }
+            Note::Memo { hits, misses } => self.memo = Some(MemoCount { hits: *hits, misses: *misses }),
+        }
+    }
+
+    fn apply(&mut self, what: &What, at_s: f64) {
+        match what {
+            What::NodeStarted { attempt, log, .. } => {
+                self.status = Status::Running;
+                self.attempts = *attempt;
+                self.started_s = Some(at_s);
+                self.log = Some(log.clone());
+            }
+            What::NodeNote { note, .. } => self.note(note),
+            What::NodeElsewhere { .. } => self.status = Status::Elsewhere,
+            What::NodeRetrying { message, .. } => {
+                self.status = Status::Resting;
+                self.message = Some(message.clone());
+            }
+            What::NodeCached { recipe, outputs, saved_s, .. } => {
+                self.end(Status::Cached, at_s);
+                self.recipe = Some(*recipe);
+                self.outputs = outputs.clone();
+                self.wall_s = *saved_s;
+            }
+            What::NodeFinished { .. } => self.finished(what, at_s),
+            What::NodeFailed { message, attempts, log, wall_s, .. } => {
+                self.end(Status::Failed, at_s);
+                self.message = Some(message.clone());
+                self.attempts = *attempts;
+                self.log = log.clone();
+                self.wall_s = Some(*wall_s);
+            }
+            What::NodeSkipped { because, .. } => {
+                self.end(Status::Skipped, at_s);
+                self.message = Some(format!("`{because}` failed"));
+            }
+            What::NodeWaiting { message, .. } => {
+                self.end(Status::Waiting, at_s);
+                self.message = Some(message.clone());
+            }
+            What::NodeCancelled { .. } => self.end(Status::Cancelled, at_s),
+            What::NodePublished { .. } | What::RunStarted { .. } | What::RunFinished { .. } => {}
+        }
+    }
+
+    fn finished(&mut self, what: &What, at_s: f64) {
+        let What::NodeFinished { recipe, outputs, wall_s, cpu_s, peak_rss_bytes, memo, .. } = what else { return };
+        self.end(Status::Executed, at_s);
+        self.message = None;
+        self.recipe = Some(*recipe);
+        self.outputs = outputs.clone();
+        self.wall_s = Some(*wall_s);
+        self.cpu_s = Some(*cpu_s);
+        self.peak_rss_bytes = Some(*peak_rss_bytes);
+        self.memo = *memo;
+    }
+}
+
+impl RunRecord {
+    /// The record after the first event; `None` when that is not `run.started`.
+    pub fn begin(first: &Event) -> Option<Self> {
+        let What::RunStarted { run, pipeline, file, profile, started, nodes, .. } = &first.what else { return None };
+        Some(Self {
+            id: run.clone(),
+            pipeline: pipeline.clone(),
+            file: file.clone(),
+            profile: profile.clone(),
+            started: started.clone(),
+            alive: true,
+            elapsed_s: first.at_s,
+            summary: None,
+            nodes: nodes.iter().cloned().map(NodeRecord::new).collect(),
+        })
+    }
+
+    /// Takes the next event.
+    pub fn apply(&mut self, event: &Event) {
+        self.elapsed_s = event.at_s;
+        if let What::RunFinished { summary } = &event.what {
+            self.summary = Some(*summary);
+        }
+        if let Some(name) = event.what.node()
+            && let Some(node) = self.nodes.iter_mut().find(|node| node.header.node == name)
+        {
+            node.apply(&event.what, event.at_s);
+        }
+    }
+
+    /// The node called `name`.
+    pub fn node(&self, name: &str) -> Option<&NodeRecord> {
+        self.nodes.iter().find(|node| node.header.node == name)
+    }
+
+    /// How many nodes have each status.
+    pub fn counts(&self) -> BTreeMap<Status, usize> {
+        let mut counts = BTreeMap::new();
+        for node in &self.nodes {
+            *counts.entry(node.status).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Marks what was under way when the run's process died.
+    pub(super) fn died(&mut self) {
+        self.alive = false;
+        for node in &mut self.nodes {
+            if matches!(node.status, Status::Running | Status::Elsewhere | Status::Resting) {
+                node.status = Status::Interrupted;
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Attempts: from a grant to outputs in the store, or to a failure.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use mpcc_cache::Lease;
+
+use super::RunError;
+use super::core::{Message, Run};
+use super::step::{CommitError, Found, Prepared};
+use crate::event::{MemoCount, What};
+use crate::executor::{Control, Order};
+use crate::fingerprint::KeyError;
+use crate::job::{AttemptId, Job, Outcome, Usage};
+use crate::plan::NodeId;
+use crate::resources::Grant;
+use crate::scheduler::{Command, End, Input};
+use crate::stage::Note;
+
+/// An attempt under way.
+pub(super) struct Live {
+    attempt: u32,
+    grant: Grant,
+    /// What it was told, also before it could be.
+    order: Order,
+    control: Option<Control>,
+    lease: Option<Lease>,
+    folder: Option<PathBuf>,
+    memo: Option<MemoCount>,
+}
+
+impl Live {
+    /// Remembers what the end of the node repeats.
+    pub(super) fn hear(&mut self, note: &Note) {
+        if let Note::Memo { hits, misses } = note {
+            self.memo = Some(MemoCount { hits: *hits, misses: *misses });
+        }
+    }
+}
+
+/// A failure as the journal tells it.
+struct Failure {
+    message: String,
+    machine: bool,
+    again: bool,
+    wall_s: f64,
+}
+
+impl Run<'_> {
+    /// Takes the lease and makes the job.
+    pub(super) fn prepare(&mut self, id: NodeId, attempt: u32, grant: Grant, slots: BTreeMap<String, u32>) {
+        let number = AttemptId(self.attempts.len() as u64);
+        self.attempts.insert(number, id);
+        let held = (grant.cpus, grant.devices.iter().map(|device| device.ordinal).collect());
+        let key = self.keys[&id].clone();
+        let live = Live { attempt, grant, order: Order::Run, control: None, lease: None, folder: None, memo: None };
+        self.live.insert(id, live);
+        self.blocking(move |shared| Message::Prepared(id, shared.prepare(id, &key, number, held, &slots)));
+    }
+
+    pub(super) fn prepared(&mut self, id: NodeId, result: Result<Prepared, KeyError>) -> Result<(), RunError> {
+        let live = self.live.get_mut(&id).expect("it is being prepared");
+        match result {
+            Ok(Prepared::Busy) => self.end(id, End::Busy),
+            Ok(Prepared::Found(found)) => {
+                let recipe = self.keys[&id].recipe;
+                self.say_cached(id, recipe, found)?;
+                self.end(id, End::Cached)
+            }
+            Ok(Prepared::Ready { job, .. }) if live.order > Order::Run => {
+                live.folder = Some(job.folder);
+                self.cancelled(id)
+            }
+            Ok(Prepared::Ready { job, lease }) => {
+                live.lease = Some(lease);
+                live.folder = Some(job.folder.clone());
+                self.start(id, *job)
+            }
+            Err(error) => self.failed(
+                id,
+                Failure { message: error.to_string(), machine: error.is_machine(), again: false, wall_s: 0.0 },
+            ),
+        }
+    }
+
+    fn start(&mut self, id: NodeId, job: Job) -> Result<(), RunError> {
+        let live = self.live.get_mut(&id).expect("it was prepared");
+        let started = What::NodeStarted {
+            node: job.node.clone(),
+            attempt: live.attempt,
+            cpus: live.grant.cpus,
+            devices: job.devices.clone(),
+            log: job.log.clone(),
+        };
+        let attempt = self.executor.start(job, self.notes.clone());
+        live.control = Some(attempt.control());
+        let inbox = self.inbox.clone();
+        self.tasks.spawn(async move {
+            let (outcome, usage) = attempt.await;
+            // The run is over when nobody receives.
+            let _ = inbox.send(Message::Ended(id, outcome, usage));
+        });
+        self.say(started)
+    }
+
+    /// Passes an order on, now or as soon as there is somebody to give it to.
+    pub(super) fn order(&mut self, id: NodeId, order: Order) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        live.order = live.order.max(order);
+        match (&live.control, order) {
+            (None, _) | (_, Order::Run) => {}
+            (Some(control), Order::Drain) => control.drain(),
+            (Some(control), Order::Kill) => control.kill(),
+        }
+    }
+
+    pub(super) fn ended(&mut self, id: NodeId, outcome: Outcome, usage: Usage) -> Result<(), RunError> {
+        let live = self.live.get_mut(&id).expect("it ran");
+        live.control = None;
+        let message = outcome.describe();
+        let again = !matches!(outcome, Outcome::Failed { invalid: true, .. });
+        match outcome {
+            Outcome::Done => {
+                let (key, folder) = (self.keys[&id].clone(), live.folder.clone().expect("a started job has a folder"));
+                self.blocking(move |shared| Message::Committed(id, shared.commit(id, &key, &folder), usage));
+                Ok(())
+            }
+            Outcome::Waiting { message } => {
+                let node = self.name(id);
+                self.say(What::NodeWaiting { node, message })?;
+                self.end(id, End::Waiting)
+            }
+            _ if live.order > Order::Run => self.cancelled(id),
+            Outcome::Cancelled => {
+                let message = "it stopped as if it had been cancelled".to_owned();
+                self.failed(id, Failure { message, machine: false, again, wall_s: usage.wall_s })
+            }
+            _ => self.failed(id, Failure { message, machine: false, again, wall_s: usage.wall_s }),
+        }
+    }
+
+    pub(super) fn committed(
+        &mut self,
+        id: NodeId,
+        result: Result<Found, CommitError>,
+        usage: Usage,
+    ) -> Result<(), RunError> {
+        let Found { outputs, published } = match result {
+            Ok(found) => found,
+            Err(error) => {
+                let (message, machine) = (error.to_string(), error.is_machine());
+                return self.failed(id, Failure { message, machine, again: false, wall_s: usage.wall_s });
+            }
+        };
+        let Usage { wall_s, cpu_s, peak_rss_bytes } = usage;
+        let (node, recipe, memo) = (self.name(id), self.keys[&id].recipe, self.live[&id].memo);
+        self.say(What::NodeFinished { node, recipe, outputs, wall_s, cpu_s, peak_rss_bytes, memo })?;
+        self.say_published(id, published)?;
+        self.end(id, End::Done)
+    }
+
+    fn cancelled(&mut self, id: NodeId) -> Result<(), RunError> {
+        let node = self.name(id);
+        self.say(What::NodeCancelled { node })?;
+        self.end(id, End::Cancelled)
+    }
+
+    /// Tells the scheduler that the attempt failed, and the listeners what becomes of it.
+    fn failed(&mut self, id: NodeId, failure: Failure) -> Result<(), RunError> {
+        let attempts = self.live[&id].attempt;
+        let grant = self.retire(id);
+        let commands = self.scheduler.step(Input::Ended(id, grant, End::Failed { again: failure.again }));
+        let Failure { message, machine, wall_s, .. } = failure;
+        let retry = commands.iter().find_map(|command| match command {
+            Command::Rest { node, attempt, delay } if *node == id => Some((*attempt, delay.as_secs_f64())),
+            _ => None,
+        });
+        match retry {
+            Some((attempt, delay_s)) => {
+                let node = self.name(id);
+                self.say(What::NodeRetrying { node, attempt, delay_s, message })?;
+            }
+            None => self.say_failed(id, message, machine, attempts, wall_s)?,
+        }
+        commands.into_iter().try_for_each(|command| self.obey(command))
+    }
+
+    fn end(&mut self, id: NodeId, end: End) -> Result<(), RunError> {
+        let grant = self.retire(id);
+        self.step(Input::Ended(id, grant, end))
+    }
+
+    /// Ends the attempt's lease and removes its folder; its grant comes back.
+    fn retire(&mut self, id: NodeId) -> Grant {
+        let live = self.live.remove(&id).expect("it is under way");
+        if let Some(folder) = live.folder {
+            // What cannot be removed now goes when the store is closed.
+            tokio::task::spawn_blocking(move || std::fs::remove_dir_all(folder));
+        }
+        live.grant
+    }
+}

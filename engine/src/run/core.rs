@@ -1,0 +1,430 @@
+//! The loop: messages in, scheduler, commands out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mpcc_cache::Store;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::attempt::Live;
+use super::select::{parents, with_above};
+use super::step::{CommitError, Found, Key, Prepared, Shared};
+use super::{Control, RunError, RunOptions};
+use crate::event::{Event, Header, Summary, VERSION, What};
+use crate::executor::{Executor, Notes};
+use crate::fingerprint::{Fingerprinter, KeyError};
+use crate::job::{AttemptId, Outcome, Usage};
+use crate::journal::{Journal, durations};
+use crate::plan::{Action, Node, NodeId, Plan, Source};
+use crate::resources::{Inventory, Unfit};
+use crate::scheduler::{Command, Input, Keyed, Scheduler, State, Task, Verdict};
+use crate::stage::Note;
+
+/// Keying that takes longer holds no other node back.
+const SLOW: Duration = Duration::from_millis(100);
+
+/// How often the lease of a node that another run executes is tried.
+const FOLLOW: Duration = Duration::from_millis(100);
+
+/// What arrives in the inbox.
+pub(super) enum Message {
+    Keyed(NodeId, Result<(Key, Option<Found>), KeyError>),
+    Slow(NodeId),
+    Prepared(NodeId, Result<Prepared, KeyError>),
+    Ended(NodeId, Outcome, Usage),
+    Committed(NodeId, Result<Found, CommitError>, Usage),
+    Freed(NodeId),
+    Rested(NodeId),
+    /// A blocking step panicked; so does the loop.
+    Panicked(tokio::task::JoinError),
+}
+
+/// A run that is going on.
+pub(super) struct Run<'a> {
+    pub(super) shared: Arc<Shared>,
+    pub(super) scheduler: Scheduler,
+    pub(super) executor: &'a dyn Executor,
+    pub(super) notes: Notes,
+    pub(super) keys: BTreeMap<NodeId, Arc<Key>>,
+    pub(super) live: BTreeMap<NodeId, Live>,
+    pub(super) attempts: BTreeMap<AttemptId, NodeId>,
+    /// Dropping it ends what waits.
+    pub(super) tasks: JoinSet<()>,
+    pub(super) inbox: UnboundedSender<Message>,
+    /// A failure of the machine rather than of a stage was seen.
+    pub(super) machine: bool,
+    inventory: Inventory,
+    journal: Journal,
+    events: UnboundedSender<Event>,
+    began: Instant,
+    durations: BTreeMap<String, f64>,
+    stopped: bool,
+    finished: Option<Summary>,
+}
+
+/// Runs the plan's nodes that `options` name. Events go to `events` and into the journal; `control` stops the run. Answers when
+/// every node has ended. Dropping the future kills what runs.
+///
+/// # Errors
+/// Something that the run needs is not there, or its journal cannot be written. A failed stage is no error: see
+/// [`Summary::exit_code`].
+pub async fn run(
+    plan: &Plan,
+    store: &Store,
+    options: RunOptions,
+    executor: &dyn Executor,
+    events: UnboundedSender<Event>,
+    mut control: mpsc::Receiver<Control>,
+) -> Result<Summary, RunError> {
+    let nodes = with_above(plan, options.nodes.clone());
+    check(plan, &nodes, &options.inventory)?;
+    let (inbox, mut messages) = mpsc::unbounded_channel();
+    let (notes, mut said) = mpsc::unbounded_channel();
+    let mut run = Run::new(plan, store, &nodes, options, (executor, notes), (inbox, events))?;
+    run.begin(&nodes)?;
+    loop {
+        if let Some(summary) = run.finished {
+            return Ok(summary);
+        }
+        tokio::select! {
+            biased;
+            Some(control) = control.recv() => run.control(control)?,
+            Some((attempt, note)) = said.recv() => run.note(attempt, note)?,
+            message = messages.recv() => run.message(message.expect("the run holds a sender"), &mut said)?,
+        }
+    }
+}
+
+/// Refuses a run that lacks something.
+fn check(plan: &Plan, nodes: &BTreeSet<NodeId>, inventory: &Inventory) -> Result<(), RunError> {
+    let wanted: Vec<&Node> = nodes.iter().map(|id| &plan.nodes[id.0]).collect();
+    let needed: BTreeSet<&str> = wanted.iter().flat_map(|node| names(node)).collect();
+    let missing: Vec<_> = plan.missing.iter().filter(|one| needed.contains(one.needed_by.as_str())).cloned().collect();
+    if !missing.is_empty() {
+        return Err(RunError::Missing(missing));
+    }
+    let unfit = |node: &&Node| Some((node.name.clone(), inventory.fits(&node.resources).err()?));
+    let unfit: Vec<(String, Unfit)> = wanted.iter().filter_map(unfit).collect();
+    if unfit.is_empty() { Ok(()) } else { Err(RunError::Unfit(unfit)) }
+}
+
+/// The names under which something may be missing for a node: its own, its stage's, its models'.
+fn names(node: &Node) -> Vec<&str> {
+    let models = models(node).map(|model| model.name.as_str());
+    [node.name.as_str(), node.stage.as_str()].into_iter().chain(models).collect()
+}
+
+fn models(node: &Node) -> impl Iterator<Item = &crate::plan::ModelSource> {
+    node.inputs.iter().flat_map(|input| &input.sources).filter_map(|source| match source {
+        Source::Model(model) => Some(model.as_ref()),
+        _ => None,
+    })
+}
+
+/// How long a node runs when no earlier run tells: training and generation are the long ones.
+fn guess(node: &Node) -> Duration {
+    match &node.action {
+        Action::Builtin { numerics: true, .. } => Duration::from_secs(30),
+        _ => Duration::from_secs(1),
+    }
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        plan: &Plan,
+        store: &Store,
+        nodes: &BTreeSet<NodeId>,
+        options: RunOptions,
+        (executor, notes): (&'a dyn Executor, Notes),
+        (inbox, events): (UnboundedSender<Message>, UnboundedSender<Event>),
+    ) -> Result<Self, RunError> {
+        let durations = durations(store.root(), &plan.file);
+        let journal = Journal::create(store.root(), options.started)?;
+        let task = |id: &NodeId| {
+            let node = &plan.nodes[id.0];
+            let known = durations.get(&node.name).and_then(|seconds| Duration::try_from_secs_f64(*seconds).ok());
+            let task = Task {
+                parents: parents(node).into_iter().collect(),
+                request: node.resources.clone(),
+                apis: models(node).map(|m| m.name.clone()).filter(|name| plan.api_models.contains_key(name)).collect(),
+                retries: node.retries,
+                duration: known.unwrap_or_else(|| guess(node)),
+            };
+            (*id, task)
+        };
+        let tasks = nodes.iter().map(task).collect();
+        let RunOptions { inventory, jobs, keep_going, .. } = &options;
+        let scheduler = Scheduler::new(tasks, inventory.clone(), *jobs, plan.api_models.clone(), *keep_going);
+        let plan = Arc::new(plan.clone());
+        let shared = Shared {
+            fingerprinter: Fingerprinter::new(plan.clone(), store.clone(), options.numerics.clone()),
+            plan,
+            store: store.clone(),
+            forced: options.forced.clone(),
+            folder: journal.folder().to_owned(),
+            outputs: Mutex::default(),
+        };
+        let mut run = Self {
+            shared: Arc::new(shared),
+            scheduler,
+            executor,
+            notes,
+            keys: BTreeMap::new(),
+            live: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            inbox,
+            machine: false,
+            inventory: options.inventory,
+            journal,
+            events,
+            began: Instant::now(),
+            durations,
+            stopped: false,
+            finished: None,
+        };
+        run.say_started(nodes, options.started)?;
+        Ok(run)
+    }
+
+    fn say_started(&mut self, nodes: &BTreeSet<NodeId>, started: jiff::Timestamp) -> Result<(), RunError> {
+        let plan = self.shared.plan.clone();
+        let header = |id: &NodeId| {
+            let node = &plan.nodes[id.0];
+            Header {
+                node: node.name.clone(),
+                stage: node.stage.clone(),
+                matrix: node.matrix.clone(),
+                kind: kind(node).to_owned(),
+                ports: node.outputs.iter().map(|output| output.port.name.clone()).collect(),
+                parents: parents(node).iter().map(|parent| plan.nodes[parent.0].name.clone()).collect(),
+                expected_s: self.durations.get(&node.name).copied(),
+            }
+        };
+        let nodes = nodes.iter().map(header).collect();
+        self.say(What::RunStarted {
+            version: VERSION,
+            run: self.journal.id().to_owned(),
+            pipeline: plan.name.clone(),
+            file: plan.file.clone(),
+            profile: plan.profile.clone(),
+            started: started.to_string(),
+            nodes,
+        })
+    }
+
+    fn begin(&mut self, nodes: &BTreeSet<NodeId>) -> Result<(), RunError> {
+        if nodes.is_empty() {
+            return self.finish();
+        }
+        self.step(Input::Begin)
+    }
+
+    /// Says what happened, to the journal and to the listener.
+    pub(super) fn say(&mut self, what: What) -> Result<(), RunError> {
+        let event = Event { what, at_s: (self.began.elapsed().as_secs_f64() * 1e6).round() / 1e6 };
+        self.journal.write(&event)?;
+        // Nobody may be listening any more; the journal is.
+        let _ = self.events.send(event);
+        Ok(())
+    }
+
+    pub(super) fn name(&self, id: NodeId) -> String {
+        self.shared.node(id).name.clone()
+    }
+
+    fn control(&mut self, control: Control) -> Result<(), RunError> {
+        self.stopped = true;
+        self.step(match control {
+            Control::Drain => Input::Drain,
+            Control::Kill => Input::Kill,
+        })
+    }
+
+    fn note(&mut self, attempt: AttemptId, note: Note) -> Result<(), RunError> {
+        let Some(&id) = self.attempts.get(&attempt) else { return Ok(()) };
+        if let Some(live) = self.live.get_mut(&id) {
+            live.hear(&note);
+        }
+        let node = self.name(id);
+        self.say(What::NodeNote { node, note })
+    }
+
+    fn message(&mut self, message: Message, said: &mut UnboundedReceiver<(AttemptId, Note)>) -> Result<(), RunError> {
+        match message {
+            Message::Keyed(id, result) => self.keyed(id, result),
+            Message::Slow(id) => self.step(Input::Slow(id)),
+            Message::Prepared(id, result) => self.prepared(id, result),
+            Message::Ended(id, outcome, usage) => {
+                // What it said before it ended comes first.
+                while let Ok((attempt, note)) = said.try_recv() {
+                    self.note(attempt, note)?;
+                }
+                self.ended(id, outcome, usage)
+            }
+            Message::Committed(id, result, usage) => self.committed(id, result, usage),
+            Message::Freed(id) => self.step(Input::Freed(id)),
+            Message::Rested(id) => self.step(Input::Rested(id)),
+            Message::Panicked(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    fn keyed(&mut self, id: NodeId, result: Result<(Key, Option<Found>), KeyError>) -> Result<(), RunError> {
+        if self.scheduler.state(id) != Some(State::Keying) {
+            return Ok(()); // Cancelled meanwhile.
+        }
+        let keyed = match result {
+            Ok((key, found)) => {
+                let recipe = key.recipe;
+                self.keys.insert(id, Arc::new(key));
+                match found {
+                    Some(found) => {
+                        self.say_cached(id, recipe, found)?;
+                        Keyed::Hit
+                    }
+                    None => Keyed::Miss,
+                }
+            }
+            Err(error) => {
+                self.say_failed(id, error.to_string(), error.is_machine(), 0, 0.0)?;
+                Keyed::Broken
+            }
+        };
+        self.step(Input::Keyed(id, keyed))
+    }
+
+    pub(super) fn say_cached(&mut self, id: NodeId, recipe: mpcc_cache::Digest, found: Found) -> Result<(), RunError> {
+        let node = self.name(id);
+        let saved_s = self.durations.get(&node).copied();
+        self.say(What::NodeCached { node, recipe, outputs: found.outputs, saved_s })?;
+        self.say_published(id, found.published)
+    }
+
+    pub(super) fn say_published(
+        &mut self,
+        id: NodeId,
+        published: Vec<(String, std::path::PathBuf)>,
+    ) -> Result<(), RunError> {
+        for (port, path) in published {
+            let node = self.name(id);
+            self.say(What::NodePublished { node, port, path })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn say_failed(
+        &mut self,
+        id: NodeId,
+        message: String,
+        machine: bool,
+        attempts: u32,
+        wall_s: f64,
+    ) -> Result<(), RunError> {
+        self.machine |= machine;
+        let node = self.name(id);
+        let log = (attempts > 0).then(|| self.journal.log(&node));
+        self.say(What::NodeFailed { node, message, attempts, log, wall_s, machine })
+    }
+
+    /// Tells the scheduler and does what it answers.
+    pub(super) fn step(&mut self, input: Input) -> Result<(), RunError> {
+        self.scheduler.step(input).into_iter().try_for_each(|command| self.obey(command))
+    }
+
+    pub(super) fn obey(&mut self, command: Command) -> Result<(), RunError> {
+        match command {
+            Command::Key(id) => self.key(id),
+            Command::Start { node, attempt, grant, slots } => self.prepare(node, attempt, grant, slots),
+            Command::Follow(id) => return self.follow(id),
+            Command::Rest { node, attempt, delay } => self.rest(node, attempt, delay),
+            Command::Drain(id) => self.order(id, crate::executor::Order::Drain),
+            Command::Kill(id) => self.order(id, crate::executor::Order::Kill),
+            Command::Settled { node, verdict, cause } => return self.settled(node, verdict, cause),
+            Command::Finish => return self.finish(),
+        }
+        Ok(())
+    }
+
+    /// Runs a step on a blocking thread; its message comes back to the inbox.
+    pub(super) fn blocking(&mut self, work: impl FnOnce(&Shared) -> Message + Send + 'static) {
+        let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
+        self.tasks.spawn(async move {
+            let message = tokio::task::spawn_blocking(move || work(&shared)).await.unwrap_or_else(Message::Panicked);
+            // The run is over when nobody receives.
+            let _ = inbox.send(message);
+        });
+    }
+
+    fn key(&mut self, id: NodeId) {
+        self.blocking(move |shared| Message::Keyed(id, shared.key(id)));
+        self.later(SLOW, Message::Slow(id));
+    }
+
+    fn later(&mut self, delay: Duration, message: Message) {
+        let inbox = self.inbox.clone();
+        self.tasks.spawn(async move {
+            tokio::time::sleep(delay).await;
+            let _ = inbox.send(message);
+        });
+    }
+
+    /// Waits until the lease of a node that another run executes is free.
+    fn follow(&mut self, id: NodeId) -> Result<(), RunError> {
+        let (store, inbox, recipe) = (self.shared.store.clone(), self.inbox.clone(), self.keys[&id].recipe);
+        self.tasks.spawn(async move {
+            loop {
+                tokio::time::sleep(FOLLOW).await;
+                let store = store.clone();
+                let free = tokio::task::spawn_blocking(move || !matches!(store.lease(&recipe), Ok(None))).await;
+                // A store that fails is found out by keying.
+                if free.unwrap_or(true) {
+                    break;
+                }
+            }
+            let _ = inbox.send(Message::Freed(id));
+        });
+        let node = self.name(id);
+        self.say(What::NodeElsewhere { node })
+    }
+
+    fn rest(&mut self, id: NodeId, _attempt: u32, delay: Duration) {
+        self.later(delay, Message::Rested(id));
+    }
+
+    fn settled(&mut self, id: NodeId, verdict: Verdict, cause: Option<NodeId>) -> Result<(), RunError> {
+        let node = self.name(id);
+        let because = cause.map(|cause| self.name(cause)).unwrap_or_default();
+        match verdict {
+            Verdict::Skipped => self.say(What::NodeSkipped { node, because }),
+            Verdict::Waiting => self.say(What::NodeWaiting { node, message: format!("`{because}` waits") }),
+            Verdict::Failed => {
+                let unfit = self.inventory.fits(&self.shared.node(id).resources).err();
+                let message = unfit.map_or_else(|| "it cannot run here".to_owned(), |unfit| unfit.to_string());
+                self.say_failed(id, message, true, 0, 0.0)
+            }
+            Verdict::Cancelled | Verdict::Executed | Verdict::Cached => self.say(What::NodeCancelled { node }),
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), RunError> {
+        let mut summary = Summary { machine: self.machine, ..Summary::default() };
+        for (_, verdict) in self.scheduler.verdicts() {
+            summary.count(verdict);
+        }
+        summary.interrupted = self.stopped && summary.cancelled > 0;
+        summary.wall_s = (self.began.elapsed().as_secs_f64() * 1e6).round() / 1e6;
+        self.finished = Some(summary);
+        self.say(What::RunFinished { summary })
+    }
+}
+
+/// The node's kind, `run` for a plain command.
+pub(crate) fn kind(node: &Node) -> &str {
+    match &node.action {
+        Action::Builtin { kind, .. } => kind,
+        Action::Command(command) => command.kind.as_deref().unwrap_or("run"),
+    }
+}

@@ -1,0 +1,214 @@
+//! The steps of a node that touch files: keying, preparing, committing. They run on blocking threads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use mpcc_cache::{Artifact, Digest, Lease, Store, StoreError};
+
+use super::select::parents;
+use crate::fingerprint::{Fingerprinter, KeyError, Outputs, Resolved};
+use crate::job::{AttemptId, Job, JobOutput};
+use crate::journal::log_file;
+use crate::plan::{Node, NodeId, Plan};
+
+/// The key under which a node's latest recipe is kept: pipeline file and node name.
+pub(crate) fn node_key(plan: &Plan, node: &Node) -> String {
+    format!("{}\n{}", plan.file.display(), node.name)
+}
+
+/// What all steps share.
+pub(super) struct Shared {
+    pub(super) plan: Arc<Plan>,
+    pub(super) store: Store,
+    pub(super) fingerprinter: Fingerprinter,
+    pub(super) forced: BTreeSet<NodeId>,
+    /// The run's folder below the store.
+    pub(super) folder: PathBuf,
+    /// Outputs of the nodes that are done.
+    pub(super) outputs: Mutex<Outputs>,
+}
+
+/// A node's recipe.
+pub(super) struct Key {
+    pub(super) resolved: Resolved,
+    pub(super) recipe: Digest,
+}
+
+/// Outputs that the store has, and the copies that were put into the workspace.
+pub(super) struct Found {
+    pub(super) outputs: BTreeMap<String, Artifact>,
+    pub(super) published: Vec<(String, PathBuf)>,
+}
+
+/// The answer of [`Shared::prepare`].
+pub(super) enum Prepared {
+    /// Another run holds the lease.
+    Busy,
+    /// Another run has published meanwhile.
+    Found(Found),
+    /// The attempt may start.
+    Ready { job: Box<Job>, lease: Lease },
+}
+
+/// Why outputs were not taken.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CommitError {
+    /// A declared output was not written.
+    #[error("it ended well but did not write its output `{port}` ({what} at {})", path.display())]
+    NoOutput { port: String, what: &'static str, path: PathBuf },
+    /// An output that the store refuses.
+    #[error("its output `{port}` cannot be kept: {source}")]
+    Refused { port: String, source: StoreError },
+    /// An input changed.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+impl CommitError {
+    pub(super) fn is_machine(&self) -> bool {
+        match self {
+            Self::NoOutput { .. } => false,
+            Self::Refused { source, .. } => matches!(source, StoreError::Io { .. }),
+            Self::Key(error) => error.is_machine(),
+        }
+    }
+}
+
+impl From<StoreError> for CommitError {
+    fn from(error: StoreError) -> Self {
+        Self::Key(error.into())
+    }
+}
+
+impl Shared {
+    pub(super) fn node(&self, id: NodeId) -> &Node {
+        &self.plan.nodes[id.0]
+    }
+
+    /// Whether an entry of this node may be used.
+    fn may_reuse(&self, id: NodeId) -> bool {
+        self.node(id).cache && !self.forced.contains(&id)
+    }
+
+    /// The node's recipe, and what the store has for it.
+    pub(super) fn key(&self, id: NodeId) -> Result<(Key, Option<Found>), KeyError> {
+        let above: Outputs = {
+            let outputs = self.outputs.lock().expect("no panic while it is held");
+            let known = |parent: NodeId| Some((parent, outputs.get(&parent)?.clone()));
+            parents(self.node(id)).into_iter().filter_map(known).collect()
+        };
+        let resolved = self.fingerprinter.resolve(id, &above)?;
+        let key = Key { recipe: resolved.recipe.digest(), resolved };
+        let found = if self.may_reuse(id) { self.find(id, &key.recipe)? } else { None };
+        if found.is_some() {
+            self.store.set_latest_recipe(&node_key(&self.plan, self.node(id)), &key.recipe)?;
+        }
+        Ok((key, found))
+    }
+
+    /// What the store has for `recipe`; published copies are restored.
+    fn find(&self, id: NodeId, recipe: &Digest) -> Result<Option<Found>, KeyError> {
+        let Some(entry) = self.store.lookup(recipe)? else { return Ok(None) };
+        let outputs: BTreeMap<_, _> = entry.outputs.into_iter().collect();
+        if self.node(id).outputs.iter().any(|output| !outputs.contains_key(&output.port.name)) {
+            return Ok(None);
+        }
+        let published = self.deliver(id, &outputs)?;
+        Ok(Some(Found { outputs, published }))
+    }
+
+    /// Makes the outputs known to the nodes below, and puts published copies where they are missing or changed.
+    fn deliver(&self, id: NodeId, outputs: &BTreeMap<String, Artifact>) -> Result<Vec<(String, PathBuf)>, StoreError> {
+        let mut published = Vec::new();
+        for output in &self.node(id).outputs {
+            let (Some(dest), Some(artifact)) = (&output.publish, outputs.get(&output.port.name)) else { continue };
+            if !self.store.is_published(artifact, dest) {
+                self.store.materialise(artifact, dest)?;
+                published.push((output.port.name.clone(), dest.clone()));
+            }
+        }
+        self.outputs.lock().expect("no panic while it is held").insert(id, outputs.clone());
+        Ok(published)
+    }
+
+    /// Takes the lease and makes the job of an attempt that holds `cpus`, `devices` and `slots`.
+    pub(super) fn prepare(
+        &self,
+        id: NodeId,
+        key: &Key,
+        attempt: AttemptId,
+        (cpus, devices): (u32, Vec<usize>),
+        slots: &BTreeMap<String, u32>,
+    ) -> Result<Prepared, KeyError> {
+        let Some(lease) = self.store.lease(&key.recipe)? else { return Ok(Prepared::Busy) };
+        if self.may_reuse(id)
+            && let Some(found) = self.find(id, &key.recipe)?
+        {
+            return Ok(Prepared::Found(found));
+        }
+        let node = self.node(id);
+        self.store.put_recipe(&key.resolved.recipe)?;
+        self.store.set_latest_recipe(&node_key(&self.plan, node), &key.recipe)?;
+        let folder = self.store.scratch(&node.name)?;
+        let job = Job {
+            attempt,
+            node: node.name.clone(),
+            matrix: node.matrix.clone(),
+            action: node.action.clone(),
+            seed: node.seed,
+            threads: cpus as usize,
+            devices,
+            inputs: self.fingerprinter.bind(&key.resolved, slots)?,
+            outputs: job_outputs(node, &folder),
+            partial: self.store.partial_dir(&key.recipe)?,
+            store: self.store.root().to_owned(),
+            log: log_file(&self.folder, &node.name),
+            timeout_s: node.timeout_s,
+            secrets: node.secrets.clone(),
+            folder,
+        };
+        Ok(Prepared::Ready { job: Box::new(job), lease })
+    }
+
+    /// Takes the outputs of an attempt that ended well.
+    pub(super) fn commit(&self, id: NodeId, key: &Key, folder: &Path) -> Result<Found, CommitError> {
+        self.fingerprinter.recheck(&key.resolved)?;
+        let node = self.node(id);
+        let written = job_outputs(node, folder);
+        for (port, output) in &written {
+            check_output(port, output)?;
+        }
+        let mut outputs = Vec::new();
+        for output in &node.outputs {
+            let port = &output.port.name;
+            let JobOutput { path, tree } = &written[port];
+            let taken = if *tree { self.store.put_tree(path) } else { self.store.put_file(path) };
+            let artifact = taken.map_err(|source| CommitError::Refused { port: port.clone(), source })?;
+            outputs.push((port.clone(), artifact));
+        }
+        // An entry of a node that runs every time would only be in the way.
+        if node.cache {
+            self.store.publish(&key.resolved.recipe, outputs.clone())?;
+        }
+        self.store.drop_partial(&key.recipe)?;
+        let outputs = outputs.into_iter().collect();
+        let published = self.deliver(id, &outputs)?;
+        Ok(Found { outputs, published })
+    }
+}
+
+fn job_outputs(node: &Node, folder: &Path) -> BTreeMap<String, JobOutput> {
+    let place = |name: &str, tree| JobOutput { path: Job::output_in(folder, name), tree };
+    let ports = node.outputs.iter().map(|output| &output.port);
+    ports.map(|port| (port.name.clone(), place(&port.name, port.ty.is_tree()))).collect()
+}
+
+/// Whether a declared output was written: a file, or a directory with something in it.
+fn check_output(port: &str, output: &JobOutput) -> Result<(), CommitError> {
+    let JobOutput { path, tree } = output;
+    let written =
+        if *tree { std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) } else { path.is_file() };
+    let what = if *tree { "a directory with files" } else { "a file" };
+    if written { Ok(()) } else { Err(CommitError::NoOutput { port: port.to_owned(), what, path: path.clone() }) }
+}
