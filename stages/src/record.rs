@@ -120,6 +120,17 @@ pub enum Difficulty {
     Easy,
 }
 
+impl Difficulty {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hard => "hard",
+            Self::Moderate => "moderate",
+            Self::Easy => "easy",
+        }
+    }
+}
+
 /// Wrong options of an item.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
