@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use crate::core::Core;
 use crate::entries::{EntryRecord, OutputsList};
+use crate::objects::Trust;
 use crate::{ArtifactKind, Digest, Store, StoreError};
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -81,13 +82,16 @@ struct Live {
 }
 
 impl Live {
-    /// Adds an entry and all it needs; `false` when it is not complete.
+    /// Adds an entry and all it needs; `false` when it is not complete and whole.
     fn add(&mut self, core: &Core, record: EntryRecord) -> bool {
         let Ok(bytes) = core.read(&record.outputs) else { return false };
         let Ok(OutputsList { outputs }) = serde_json::from_slice::<OutputsList>(&bytes) else { return false };
         let mut needed = BTreeSet::from([record.recipe, record.outputs]);
         let mut trees = BTreeSet::new();
         for (_, artifact) in outputs {
+            if !core.check(&artifact, Trust::StatKey).unwrap_or(false) {
+                return false;
+            }
             needed.insert(artifact.digest);
             if artifact.kind == ArtifactKind::Tree {
                 let Ok(manifest) = core.manifest(&artifact.digest) else { return false };

@@ -27,8 +27,8 @@ const FORMAT: &str = "mpcc-store 1";
 /// How to open a store.
 #[derive(Clone)]
 pub struct StoreOptions {
-    /// Flush published objects to the device in the background (default). Without it a power cut costs a verification by
-    /// hash, nothing else.
+    /// Flush published objects, and what gc rewrites, to the device (default). Without it a power cut costs a
+    /// verification by hash, and after a gc perhaps the entries it rewrote.
     pub sync: bool,
     /// Injects faults into every file operation; for tests.
     pub faults: Option<Arc<dyn Faults>>,
@@ -108,7 +108,7 @@ impl Store {
     /// # Errors
     /// The directory holds a store of another format, or the file system refuses.
     pub fn open(root: &Path, options: StoreOptions) -> Result<Self> {
-        let io = Io::new(options.faults);
+        let io = Io::new(options.sync, options.faults);
         io.make_dirs(root)?;
         let root = std::path::absolute(root).map_err(|error| StoreError::io("resolve", root, error))?;
         check_format(&io, &root)?;

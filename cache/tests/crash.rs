@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use mpcc_cache::{Digest, Faults, GcOptions, Keep, Op, Store, StoreError, StoreOptions, Verdict};
 
-use crate::support::{quiet, recipe};
+use crate::support::{fast_dir, quiet, recipe};
 
 /// Lets `left` operations pass and none after; the last write is torn in half.
 struct Crash {
@@ -90,7 +90,7 @@ fn a_kill_at_any_operation_leaves_the_truth_or_nothing() {
     let mut finished = false;
     let mut k = 0;
     while !finished {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = fast_dir();
         let (root, dest) = (dir.path().join("store"), dir.path().join("out"));
         let mut told = Told::default();
         let faults: Arc<dyn Faults> = Arc::new(Crash { left: AtomicU64::new(k) });

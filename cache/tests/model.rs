@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mpcc_cache::{Artifact, Digest, GcOptions, Keep, Store};
 use proptest::prelude::*;
 
-use crate::support::{World, flip, object, put, put_tree, recipe};
+use crate::support::{World, fast_dir, flip, object, put, put_tree, recipe};
 
 #[derive(Clone, Debug)]
 enum Act {
@@ -123,10 +123,10 @@ fn apply(world: &World, stores: &mut Vec<Store>, handle: usize, act: Act, expect
         }
         Act::Damage { content } => {
             let path = object(store.root(), &Digest::of(text(content).as_bytes()));
-            if path.exists() {
+            // Flipping the same bit twice would repair it.
+            if expected.whole.remove(&content) {
                 flip(&path);
             }
-            expected.whole.remove(&content);
         }
         Act::Locate { recipe } => {
             let entry = store.lookup(&name(recipe).digest()).unwrap();
@@ -152,7 +152,7 @@ proptest! {
 
     #[test]
     fn two_handles_agree_with_plain_maps(acts in prop::collection::vec((0..2usize, act()), 1..40)) {
-        let world = World::new();
+        let world = World::within(fast_dir());
         let mut stores = vec![world.reopen(), world.reopen()];
         let mut expected = Expected::default();
         for (handle, act) in acts {

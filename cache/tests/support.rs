@@ -20,9 +20,18 @@ pub(crate) fn quiet() -> StoreOptions {
     StoreOptions { sync: false, ..StoreOptions::default() }
 }
 
+/// A folder in memory where the system has one, for tests that make and remove very many files: on some disks each removal
+/// waits for the device.
+pub(crate) fn fast_dir() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 impl World {
     pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::within(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn within(dir: TempDir) -> Self {
         let store = Store::open(&dir.path().join("store"), quiet()).unwrap();
         Self { dir, store }
     }
