@@ -14,6 +14,8 @@
 mod record;
 mod runs;
 mod write;
+#[cfg(test)]
+mod tests;
 
 pub use record::{NodeRecord, RunRecord, Status};
 pub use runs::{durations, latest, list, read};

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::attempt::Live;
-use super::select::{parents, with_above};
+use super::select::{models, names_of, parents, with_above};
 use super::step::{CommitError, Found, Key, Prepared, Shared};
 use super::{Control, RunError, RunOptions};
 use crate::event::{Event, Header, Summary, VERSION, What};
@@ -18,7 +18,7 @@ use crate::executor::{Executor, Notes};
 use crate::fingerprint::{Fingerprinter, KeyError};
 use crate::job::{AttemptId, Outcome, Usage};
 use crate::journal::{Journal, durations};
-use crate::plan::{Action, Node, NodeId, Plan, Source};
+use crate::plan::{Action, Node, NodeId, Plan};
 use crate::resources::{Inventory, Unfit};
 use crate::scheduler::{Command, Input, Keyed, Scheduler, State, Task, Verdict};
 use crate::stage::Note;
@@ -101,7 +101,7 @@ pub async fn run(
 /// Refuses a run that lacks something.
 fn check(plan: &Plan, nodes: &BTreeSet<NodeId>, inventory: &Inventory) -> Result<(), RunError> {
     let wanted: Vec<&Node> = nodes.iter().map(|id| &plan.nodes[id.0]).collect();
-    let needed: BTreeSet<&str> = wanted.iter().flat_map(|node| names(node)).collect();
+    let needed: BTreeSet<&str> = wanted.iter().flat_map(|node| names_of(node)).collect();
     let missing: Vec<_> = plan.missing.iter().filter(|one| needed.contains(one.needed_by.as_str())).cloned().collect();
     if !missing.is_empty() {
         return Err(RunError::Missing(missing));
@@ -109,19 +109,6 @@ fn check(plan: &Plan, nodes: &BTreeSet<NodeId>, inventory: &Inventory) -> Result
     let unfit = |node: &&Node| Some((node.name.clone(), inventory.fits(&node.resources).err()?));
     let unfit: Vec<(String, Unfit)> = wanted.iter().filter_map(unfit).collect();
     if unfit.is_empty() { Ok(()) } else { Err(RunError::Unfit(unfit)) }
-}
-
-/// The names under which something may be missing for a node: its own, its stage's, its models'.
-fn names(node: &Node) -> Vec<&str> {
-    let models = models(node).map(|model| model.name.as_str());
-    [node.name.as_str(), node.stage.as_str()].into_iter().chain(models).collect()
-}
-
-fn models(node: &Node) -> impl Iterator<Item = &crate::plan::ModelSource> {
-    node.inputs.iter().flat_map(|input| &input.sources).filter_map(|source| match source {
-        Source::Model(model) => Some(model.as_ref()),
-        _ => None,
-    })
 }
 
 /// How long a node runs when no earlier run tells: training and generation are the long ones.

@@ -32,10 +32,11 @@ mod options;
 mod select;
 mod step;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use core::run;
 pub use options::{Control, RunError, RunOptions};
 pub use select::{SelectError, parents, select, select_named};
 pub use crate::event::Summary;
-pub(crate) use step::node_key;
+pub(crate) use select::{data_parents, names_of, with_above};
+pub(crate) use step::{node_key, previous_key};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::plan::{Node, NodeId, Plan, Source};
+use crate::plan::{ModelSource, Node, NodeId, Plan, Source};
 
 /// A name that fits no node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,11 +20,12 @@ fn hint(nearest: Option<&str>) -> String {
 
 /// The nodes that must end before `node` begins.
 pub fn parents(node: &Node) -> BTreeSet<NodeId> {
-    let mut found: BTreeSet<NodeId> = node.needs.iter().copied().collect();
-    for source in node.inputs.iter().flat_map(|input| &input.sources) {
-        found.extend(made_by(source));
-    }
-    found
+    node.needs.iter().copied().chain(data_parents(node)).collect()
+}
+
+/// The nodes whose outputs feed `node`.
+pub(crate) fn data_parents(node: &Node) -> BTreeSet<NodeId> {
+    node.inputs.iter().flat_map(|input| &input.sources).filter_map(made_by).collect()
 }
 
 fn made_by(source: &Source) -> Option<NodeId> {
@@ -33,6 +34,20 @@ fn made_by(source: &Source) -> Option<NodeId> {
         Source::Model(model) => model.from.as_ref().and_then(made_by),
         Source::File { .. } | Source::Dir { .. } | Source::Glob { .. } => None,
     }
+}
+
+/// The names under which something may be missing for a node: its own, its stage's, its models'.
+pub(crate) fn names_of(node: &Node) -> Vec<&str> {
+    let models = models(node).map(|model| model.name.as_str());
+    [node.name.as_str(), node.stage.as_str()].into_iter().chain(models).collect()
+}
+
+/// The models that feed a node.
+pub(super) fn models(node: &Node) -> impl Iterator<Item = &ModelSource> {
+    node.inputs.iter().flat_map(|input| &input.sources).filter_map(|source| match source {
+        Source::Model(model) => Some(model.as_ref()),
+        _ => None,
+    })
 }
 
 /// The nodes called `name`: one node, or all nodes of a stage.
@@ -85,7 +100,7 @@ fn with_below(plan: &Plan, mut found: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
 }
 
 /// `nodes` and everything above them.
-pub(super) fn with_above(plan: &Plan, mut nodes: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+pub(crate) fn with_above(plan: &Plan, mut nodes: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
     for (id, node) in plan.nodes.iter().enumerate().rev() {
         if nodes.contains(&NodeId(id)) {
             nodes.extend(parents(node));

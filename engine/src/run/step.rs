@@ -17,6 +17,11 @@ pub(crate) fn node_key(plan: &Plan, node: &Node) -> String {
     format!("{}\n{}", plan.file.display(), node.name)
 }
 
+/// The key under which the recipe before its latest one is kept.
+pub(crate) fn previous_key(plan: &Plan, node: &Node) -> String {
+    format!("{}\nprevious", node_key(plan, node))
+}
+
 /// What all steps share.
 pub(super) struct Shared {
     pub(super) plan: Arc<Plan>,
@@ -102,9 +107,19 @@ impl Shared {
         let key = Key { recipe: resolved.recipe.digest(), resolved };
         let found = if self.may_reuse(id) { self.find(id, &key.recipe)? } else { None };
         if found.is_some() {
-            self.store.set_latest_recipe(&node_key(&self.plan, self.node(id)), &key.recipe)?;
+            self.note_recipe(id, &key.recipe)?;
         }
         Ok((key, found))
+    }
+
+    /// Notes the node's latest recipe, and which one it replaces.
+    fn note_recipe(&self, id: NodeId, recipe: &Digest) -> Result<(), StoreError> {
+        let (node, key) = (self.node(id), node_key(&self.plan, self.node(id)));
+        let latest = self.store.latest_recipe(&key)?;
+        if let Some(replaced) = latest.filter(|latest| latest != recipe) {
+            self.store.set_latest_recipe(&previous_key(&self.plan, node), &replaced)?;
+        }
+        self.store.set_latest_recipe(&key, recipe)
     }
 
     /// What the store has for `recipe`; published copies are restored.
@@ -149,7 +164,7 @@ impl Shared {
         }
         let node = self.node(id);
         self.store.put_recipe(&key.resolved.recipe)?;
-        self.store.set_latest_recipe(&node_key(&self.plan, node), &key.recipe)?;
+        self.note_recipe(id, &key.recipe)?;
         let folder = self.store.scratch(&node.name)?;
         let job = Job {
             attempt,

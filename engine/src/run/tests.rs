@@ -65,7 +65,7 @@ pub(crate) fn plan(nodes: Vec<Node>) -> Plan {
 }
 
 /// a -> b -> d, a -> c -> d.
-fn diamond() -> Plan {
+pub(crate) fn diamond() -> Plan {
     plan(vec![node("a", &[]), node("b", &[0]), node("c", &[0]), node("d", &[1, 2])])
 }
 
@@ -145,6 +145,27 @@ impl Bench {
 
     fn latest(&self) -> journal::RunRecord {
         journal::latest(self.store.root()).unwrap().expect("a run")
+    }
+
+    pub(crate) fn numerics(&self) -> crate::fingerprint::Numerics {
+        self.options(&plan(Vec::new())).numerics
+    }
+
+    /// Runs the plan with stages that do their work.
+    pub(crate) async fn copy(&self, plan: &Plan) {
+        assert_eq!(self.run(plan, &copier()).await.summary.exit_code(), 0);
+    }
+
+    /// Runs the plan with stages that fail.
+    pub(crate) async fn fail(&self, plan: &Plan) {
+        let executor = ScriptedExecutor::new(|_| Script::ends(Duration::ZERO, Outcome::failed("no luck")));
+        assert_eq!(self.run(plan, &executor).await.summary.exit_code(), 1);
+    }
+
+    /// Removes the object behind a node's output from the store.
+    pub(crate) fn lose(&self, node: &str) {
+        let artifact = self.latest().node(node).unwrap().outputs["y"];
+        std::fs::remove_file(self.store.locate(&artifact).unwrap()).unwrap();
     }
 
     /// The text of a node's output in the last run.
