@@ -86,7 +86,8 @@ fn an_empty_tree_is_a_tree() {
 #[test]
 fn hostile_trees_are_refused() {
     let world = World::new();
-    let table: [(&str, fn(&std::path::Path)); 4] = [
+    type Make = fn(&std::path::Path);
+    let table: [(&str, Make); 4] = [
         ("is a link", |dir| symlink("/etc/passwd", dir.join("x")).unwrap()),
         ("is a link", |dir| symlink("/etc", dir.join("x")).unwrap()),
         ("control characters", |dir| fs::write(dir.join("a\nb"), "").unwrap()),
