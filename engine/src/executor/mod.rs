@@ -21,7 +21,7 @@ use crate::stage::Note;
 
 pub use attempt::{Attempt, Control, Order};
 pub use memory::OutOfMemoryWatch;
-pub use process::{ProcessExecutor, ProcessOptions};
+pub use process::{ProcessExecutor, ProcessOptions, log_tail};
 
 /// Where the notes of running stages go.
 pub type Notes = UnboundedSender<(AttemptId, Note)>;
