@@ -5,6 +5,8 @@
 //! | [`image`], [`tokenizer`], [`chat`] | from pictures and conversations to what a model reads |
 //! | [`vlm`] | architectures, and [`Vlm`](vlm::Vlm), a model directory in memory |
 //! | [`weights`], [`checkpoint`] | named variables and the files they come from |
+//! | [`generate`], [`score`], [`sample`] | answers, likelihoods, and how a token is drawn |
+//! | [`kernel`] | inference on plain rows, a row's result independent of its batch |
 //! | [`ops`] | differentiable operations on packed rows |
 //!
 //! The crate knows no pipeline: it reads no environment, prints nothing, and reports progress through callbacks.
@@ -13,9 +15,14 @@ pub mod chat;
 pub mod checkpoint;
 pub mod device;
 pub mod error;
+pub mod generate;
 pub mod image;
+pub mod kernel;
 pub mod ops;
+pub mod sample;
+pub mod score;
 pub mod tokenizer;
+pub mod train;
 pub mod vlm;
 pub mod weights;
 

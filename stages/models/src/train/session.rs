@@ -1,0 +1,93 @@
+//! A training session: what every trainer does around its own step.
+
+use candle_core::Tensor;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::checkpoint::Checkpoints;
+use super::optim::{AdamW, AdamWConfig};
+use super::schedule::Schedule;
+use crate::error::{ModelError, Result};
+use crate::vlm::{Qwen25Vl, Trainable, Vlm};
+
+/// How a training takes its steps.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepConfig {
+    /// Steps in all.
+    pub steps: usize,
+    /// Learning rate over them.
+    pub schedule: Schedule,
+    /// The optimiser.
+    pub adamw: AdamWConfig,
+    /// Leaves the vision tower as it is.
+    pub freeze_vision: bool,
+    /// Decides the data order and every draw.
+    pub seed: u64,
+}
+
+/// The state of a training under way.
+pub(crate) struct Session<'a> {
+    pub(crate) vlm: &'a Vlm,
+    pub(crate) model: Qwen25Vl,
+    config: StepConfig,
+    optimiser: AdamW,
+    checkpoints: Option<&'a Checkpoints>,
+    log: Vec<String>,
+    step: usize,
+}
+
+/// What a step cost and did.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Taken {
+    pub(crate) norm: f64,
+    pub(crate) rate: f64,
+}
+
+impl<'a> Session<'a> {
+    /// Starts or resumes a training of `vlm` in place.
+    pub(crate) fn open(vlm: &'a Vlm, config: StepConfig, checkpoints: Option<&'a Checkpoints>) -> Result<Session<'a>> {
+        let trainable = if config.freeze_vision { Trainable::Text } else { Trainable::All };
+        let mut optimiser = AdamW::new(vlm.weights().trainable(config.freeze_vision), config.adamw)?;
+        let resumed = match checkpoints {
+            Some(checkpoints) => checkpoints.resume(vlm.weights(), &mut optimiser)?,
+            None => Default::default(),
+        };
+        let model = vlm.view(trainable)?;
+        Ok(Session { vlm, model, config, optimiser, checkpoints, log: resumed.log, step: resumed.steps })
+    }
+
+    /// The log of the steps before a resumption, as values.
+    pub(crate) fn history<T: DeserializeOwned>(&self) -> Result<Vec<T>> {
+        let parse = |line: &String| serde_json::from_str(line);
+        let parsed: std::result::Result<Vec<T>, _> = self.log.iter().map(parse).collect();
+        parsed.map_err(|error| ModelError::Setting(format!("the checkpoint's log: {error}")))
+    }
+
+    /// The step to take next, or `None` when all are done.
+    pub(crate) fn next(&self) -> Option<usize> {
+        (self.step < self.config.steps).then_some(self.step)
+    }
+
+    /// Adds the gradients of one micro-batch's loss.
+    pub(crate) fn gather(&mut self, loss: &Tensor, scale: f32) -> Result<()> {
+        self.optimiser.gather(&loss.backward()?, scale)
+    }
+
+    /// Takes the step with what was gathered.
+    pub(crate) fn take(&mut self) -> Result<Taken> {
+        let rate = self.config.schedule.rate(self.step, self.config.steps);
+        Ok(Taken { norm: self.optimiser.step(rate)?, rate })
+    }
+
+    /// Ends the step: its log line, and a checkpoint when one is due or `leave` is set.
+    pub(crate) fn end<T: Serialize>(&mut self, line: &T, leave: bool) -> Result<()> {
+        self.step += 1;
+        let Some(checkpoints) = self.checkpoints else { return Ok(()) };
+        self.log.push(serde_json::to_string(line).expect("a log line is plain data"));
+        let due = self.step.is_multiple_of(checkpoints.every.max(1)) && self.step < self.config.steps;
+        if due || leave {
+            checkpoints.write(self.vlm.weights(), &self.optimiser, self.step, &self.log)?;
+        }
+        Ok(())
+    }
+}
