@@ -6,7 +6,7 @@ use std::str::FromStr;
 use crate::port::{Arity, InputPort, OutputPort, PortType};
 use crate::registry::{Kind, Registry};
 use crate::spec::pipeline::{KindSpec, Pipeline, StageSpec, Work, check_keys, check_map, is_name};
-use crate::spec::source::{Problems, Span};
+use crate::spec::source::Problems;
 use crate::spec::yaml::{Entry, Yaml};
 
 /// What a stage does and its ports.
@@ -34,8 +34,6 @@ pub(super) enum Doing<'a> {
 pub(super) struct CustomKind {
     /// Its name.
     pub(super) name: String,
-    /// Where its name is.
-    pub(super) at: Span,
     /// Parameters in declaration order.
     pub(super) params: Vec<ParamDecl>,
     /// Inputs in declaration order.
@@ -141,7 +139,7 @@ fn custom_kind(spec: &KindSpec, problems: &mut Problems<'_>) -> CustomKind {
     let params = params.iter().filter_map(|entry| param_decl(entry, problems)).collect();
     let inputs = inputs.iter().filter_map(|entry| input_port(entry, problems)).collect();
     let outputs = output_ports(&outputs, problems);
-    CustomKind { name: spec.name.clone(), at: spec.at, params, inputs, outputs, fields: spec.fields.clone() }
+    CustomKind { name: spec.name.clone(), params, inputs, outputs, fields: spec.fields.clone() }
 }
 
 fn param_decl(entry: &Entry, problems: &mut Problems<'_>) -> Option<ParamDecl> {
