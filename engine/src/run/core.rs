@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::attempt::Live;
-use super::select::{models, names_of, parents, with_above};
+use super::needs::{models, names_of, parents, with_above};
 use super::step::{CommitError, Found, Key, Prepared, Shared};
 use super::{Control, RunError, RunOptions};
 use crate::event::{Event, Header, Summary, VERSION, What};

@@ -28,15 +28,15 @@
 
 mod attempt;
 mod core;
+mod needs;
 mod options;
-mod select;
 mod step;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use core::run;
 pub use options::{Control, RunError, RunOptions};
-pub use select::{SelectError, parents, select, select_named};
+pub use needs::parents;
 pub use crate::event::Summary;
-pub(crate) use select::{data_parents, names_of, with_above};
+pub(crate) use needs::{data_parents, names_of, with_above};
 pub(crate) use step::{node_key, previous_key};

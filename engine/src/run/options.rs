@@ -13,7 +13,7 @@ use crate::resources::{Inventory, Unfit};
 /// What the caller decides.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
-    /// The nodes to bring up to date, with everything above them; see [`super::select`].
+    /// The nodes to bring up to date, with everything above them; see [`Plan::select`](crate::plan::Plan::select).
     pub nodes: BTreeSet<NodeId>,
     /// Nodes whose entries are ignored once.
     pub forced: BTreeSet<NodeId>,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use mpcc_cache::{Artifact, Digest, Lease, Store, StoreError};
 
-use super::select::parents;
+use super::needs::parents;
 use crate::fingerprint::{Fingerprinter, KeyError, Outputs, Resolved};
 use crate::job::{AttemptId, Job, JobOutput};
 use crate::journal::log_file;

@@ -121,7 +121,7 @@ impl Bench {
     fn options(&self, plan: &Plan) -> RunOptions {
         let inventory = Inventory { cpus: 2, level: CpuLevel::Base, memory: 1 << 30, gpus: Vec::new() };
         let started = Timestamp::from_second(1_700_000_000).unwrap();
-        RunOptions::new(select(plan, &[]).unwrap(), inventory, started)
+        RunOptions::new(plan.select(&[]).unwrap(), inventory, started)
     }
 
     async fn run_with(&self, plan: &Plan, executor: &ScriptedExecutor, options: RunOptions) -> Ran {
@@ -230,7 +230,7 @@ async fn a_forced_node_and_one_without_cache_run_again() {
     let (bench, mut plan) = (Bench::new(), diamond());
     bench.run(&plan, &copier()).await;
     let executor = copier();
-    let forced = RunOptions { forced: select_named(&plan, "b").unwrap(), ..bench.options(&plan) };
+    let forced = RunOptions { forced: plan.matching("b").unwrap().into_iter().collect(), ..bench.options(&plan) };
     let ran = bench.run_with(&plan, &executor, forced).await;
     assert_eq!((counts(&ran.summary), started(&executor)), ([1, 3, 0, 0, 0, 0], vec!["b".to_owned()]));
     plan.nodes[2].cache = false;
@@ -243,12 +243,9 @@ async fn a_forced_node_and_one_without_cache_run_again() {
 async fn only_what_was_asked_for_runs() {
     let (bench, plan) = (Bench::new(), diamond());
     let executor = copier();
-    let options = RunOptions { nodes: select(&plan, &["b".to_owned()]).unwrap(), ..bench.options(&plan) };
+    let options = RunOptions { nodes: plan.select(&["b".to_owned()]).unwrap(), ..bench.options(&plan) };
     bench.run_with(&plan, &executor, options).await;
     assert_eq!(started(&executor), ["a", "b"]);
-    let below = select(&plan, &["b+".to_owned()]).unwrap();
-    assert_eq!(below.into_iter().map(|id| id.0).collect::<Vec<_>>(), [0, 1, 2, 3]);
-    assert_eq!(select(&plan, &["bb".to_owned()]).unwrap_err().nearest.as_deref(), Some("b"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -438,7 +435,7 @@ async fn a_run_that_lacks_something_does_not_begin() {
         assert_eq!(error.exit_code(), code);
     }
     // What is not asked for is not missed.
-    let options = RunOptions { nodes: select(&plan, &["b".to_owned()]).unwrap(), ..bench.options(&plan) };
+    let options = RunOptions { nodes: plan.select(&["b".to_owned()]).unwrap(), ..bench.options(&plan) };
     assert_eq!(counts(&bench.run_with(&plan, &copier(), options).await.summary), [2, 0, 0, 0, 0, 0]);
     plan.missing.clear();
     plan.nodes[3].resources.gpus = 1;

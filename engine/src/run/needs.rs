@@ -1,0 +1,40 @@
+//! What a node needs before it can begin.
+
+use std::collections::BTreeSet;
+
+use crate::plan::{ModelSource, Node, NodeId, Plan, Source};
+
+/// The nodes that must end before `node` begins.
+pub fn parents(node: &Node) -> BTreeSet<NodeId> {
+    node.needs.iter().copied().chain(data_parents(node)).collect()
+}
+
+/// The nodes whose outputs feed `node`.
+pub(crate) fn data_parents(node: &Node) -> BTreeSet<NodeId> {
+    node.inputs.iter().flat_map(|input| &input.sources).filter_map(Source::node).collect()
+}
+
+/// `nodes` and everything above them.
+pub(crate) fn with_above(plan: &Plan, mut nodes: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    // Nodes are in topological order: one pass up reaches everything.
+    for (id, node) in plan.nodes.iter().enumerate().rev() {
+        if nodes.contains(&NodeId(id)) {
+            nodes.extend(parents(node));
+        }
+    }
+    nodes
+}
+
+/// The names under which something may be missing for a node: its own, its stage's, its models'.
+pub(crate) fn names_of(node: &Node) -> Vec<&str> {
+    let models = models(node).map(|model| model.name.as_str());
+    [node.name.as_str(), node.stage.as_str()].into_iter().chain(models).collect()
+}
+
+/// The models that feed a node.
+pub(super) fn models(node: &Node) -> impl Iterator<Item = &ModelSource> {
+    node.inputs.iter().flat_map(|input| &input.sources).filter_map(|source| match source {
+        Source::Model(model) => Some(model.as_ref()),
+        _ => None,
+    })
+}
