@@ -110,11 +110,13 @@ impl Diagnostic {
 pub struct Diagnostics(Vec<Diagnostic>);
 
 impl Diagnostics {
-    /// Sorts by position and keeps one problem of each code at each place (the nodes of a matrix share their text).
+    /// Sorts by position and drops repetitions (the nodes of a matrix share their text).
     pub fn new(mut found: Vec<Diagnostic>) -> Self {
-        let key = |d: &Diagnostic| (d.line, d.column, d.code);
+        fn key(d: &Diagnostic) -> (usize, usize, &str, &str) {
+            (d.line, d.column, d.code, &d.message)
+        }
         found.sort_by(|a, b| key(a).cmp(&key(b)));
-        found.dedup_by(|a, b| key(a) == key(b) && (a.line > 0 || a.message == b.message));
+        found.dedup_by(|a, b| key(a) == key(b));
         Self(found)
     }
 
@@ -196,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn one_problem_a_place_and_code() {
+    fn repetitions_are_dropped() {
         let all = Diagnostics::new(vec![sample(9, 1, "x"), sample(2, 1, "x"), sample(9, 1, "x")]);
         assert_eq!(all.iter().map(|d| d.line).collect::<Vec<_>>(), [2, 9]);
     }

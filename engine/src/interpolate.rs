@@ -270,7 +270,7 @@ impl ParamResolver<'_> {
             return;
         }
         if let Some(start) = self.open.iter().position(|name| *name == entry.key) {
-            let circle = [&self.open[start..], &[entry.key.clone()]].concat().join(" -> ");
+            let circle = [&self.open[start..], std::slice::from_ref(&entry.key)].concat().join(" -> ");
             problems.error(entry.value.at, "cycle", format!("parameters refer to each other in a circle: {circle}"));
             self.keep(entry, entry.value.clone());
             return;

@@ -27,11 +27,11 @@ pub(super) struct Fields<'a> {
 impl Fields<'_> {
     fn get(&self, key: &str, problems: &mut Problems<'_>) -> Option<Yaml> {
         let value = self.written.get(key)?;
-        self.scope.resolve(value, problems).filter(|value| !value.is_null()).map(|resolved| resolved.moved(value.at))
+        self.scope.resolve(value, problems).filter(|value| !value.is_null())
     }
 
     fn wrong(&self, key: &str, want: &str, value: &Yaml, problems: &mut Problems<'_>) {
-        let shown = value.scalar_text().map_or_else(|| value.what().to_owned(), |text| format!("`{text}`"));
+        let shown = value.shown();
         problems.error(value.at, "type", format!("`{key}` is {want}, this is {shown}"));
     }
 
@@ -213,7 +213,7 @@ fn count(entry: &Entry, problems: &mut Problems<'_>) -> Option<u64> {
     let least = u64::from(entry.key == "cpus");
     let number = entry.value.to_json().as_u64().filter(|number| (least..=100_000).contains(number));
     if number.is_none() {
-        let message = format!("`{}` is a whole number from {least}, this is {}", entry.key, entry.value.what());
+        let message = format!("`{}` is a whole number from {least}, this is {}", entry.key, entry.value.shown());
         problems.error(entry.value.at, "type", message);
     }
     number
@@ -230,6 +230,7 @@ fn size(entry: &Entry, problems: &mut Problems<'_>) -> Option<u64> {
 
 /// Reports what no host of this kind can give; what a host without enough GPUs lacks goes to `missing`.
 pub(super) fn check_possible(
+    stage: &str,
     node: &str,
     resources: &Resources,
     at: Span,
@@ -238,12 +239,12 @@ pub(super) fn check_possible(
     problems: &mut Problems<'_>,
 ) {
     if options.cpus > 0 && resources.cpus > options.cpus {
-        let message = format!("node `{node}` asks for {} CPUs, this host has {}", resources.cpus, options.cpus);
+        let message = format!("stage `{stage}` asks for {} CPUs, this host has {}", resources.cpus, options.cpus);
         problems.error(at, "resources", message).help("lower `cpus`, or give the stage another `executor`");
     }
     if options.memory > 0 && resources.memory > options.memory {
         let (want, have) = (gib(resources.memory), gib(options.memory));
-        let message = format!("node `{node}` asks for {want} of memory, this host has {have}");
+        let message = format!("stage `{stage}` asks for {want} of memory, this host has {have}");
         problems.error(at, "resources", message).help("lower `memory`, or give the stage another `executor`");
     }
     if let Some(devices) = &options.gpus {

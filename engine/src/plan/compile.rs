@@ -100,7 +100,8 @@ fn build(
         models: BTreeMap::new(),
     };
     resolve_models(&mut lookup, options, problems);
-    let mut builder = Builder { lookup: &lookup, options, missing: Vec::new(), published: BTreeMap::new() };
+    let mut builder =
+        Builder { lookup: &lookup, options, missing: Vec::new(), published: BTreeMap::new(), clashes: BTreeSet::new() };
     let live = drafts.iter().enumerate().filter(|(_, draft)| draft.gone.is_none());
     let nodes: BTreeMap<usize, Node> =
         live.filter_map(|(index, draft)| Some((index, builder.node(draft, problems)?))).collect();
@@ -118,6 +119,7 @@ struct Builder<'a> {
     options: &'a CompileOptions,
     missing: Vec<Missing>,
     published: BTreeMap<PathBuf, String>,
+    clashes: BTreeSet<(PathBuf, Span)>,
 }
 
 impl Builder<'_> {
@@ -133,7 +135,7 @@ impl Builder<'_> {
         let executor = fields.executor(problems);
         if executor == "process" {
             let at = stage.fields.entry("resources").map_or(stage.at, |entry| entry.key_at);
-            check_possible(&draft.name, &resources, at, self.options, &mut self.missing, problems);
+            check_possible(&stage.name, &draft.name, &resources, at, self.options, &mut self.missing, problems);
         }
         let node = Node {
             name: draft.name.clone(),
@@ -248,7 +250,8 @@ impl Builder<'_> {
         };
         let mut publish = fields.publish(&contract.outputs, declared, self.lookup.folder, problems);
         for (path, at) in publish.values() {
-            if let Some(other) = self.published.insert(path.clone(), draft.name.clone()) {
+            let other = self.published.insert(path.clone(), draft.name.clone());
+            if let Some(other) = other.filter(|_| self.clashes.insert((path.clone(), *at))) {
                 let message = format!("`{other}` and `{}` would both publish {}", draft.name, path.display());
                 problems.error(*at, "publish", message).help("put `${matrix.KEY}` into the path");
             }

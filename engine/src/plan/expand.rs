@@ -115,7 +115,7 @@ fn names_a_node(value: &Yaml, problems: &mut Problems<'_>) -> bool {
         !text.is_empty() && text.trim() == text && !text.contains([',', ']', '[', '\n', '"']) && text != "*"
     });
     if !sound {
-        let shown = text.map_or_else(|| value.what().to_owned(), |text| format!("`{text}`"));
+        let shown = value.shown();
         problems
             .error(value.at, "matrix", format!("{shown} cannot stand in the name of a node"))
             .help("use text without `,`, `[`, `]`, quotes and outer spaces, a number, or true and false");

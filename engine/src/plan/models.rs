@@ -88,9 +88,12 @@ fn check_fields(spec: &ModelSpec, fields: &Yaml, provider: Provider, problems: &
         fields.entries().iter().filter(|e| crate::spec::pipeline::MODEL.contains(&e.key.as_str())).cloned().collect();
     let own = Yaml { at: fields.at, data: crate::spec::yaml::Data::Map(own) };
     check_keys(&own, &known, &format!("a model with `provider: {name}`"), problems);
-    for (key, what) in
-        [("max_concurrency", "a whole number from 1"), ("rpm", "a number"), ("tpm", "a number"), ("budget", "a number")]
-    {
+    for (key, what) in [
+        ("max_concurrency", "a whole number from 1"),
+        ("rpm", "a number above 0"),
+        ("tpm", "a number above 0"),
+        ("budget", "a number above 0"),
+    ] {
         check_number(fields, key, what, problems);
     }
     for key in ["model", "base_url", "api_key_env", "dtype", "system", "revision"] {
@@ -114,7 +117,7 @@ fn check_number(fields: &Yaml, key: &str, what: &str, problems: &mut Problems<'_
         _ => json.as_f64().is_some_and(|n| n > 0.0),
     };
     if !sound {
-        problems.error(value.at, "type", format!("`{key}` is {what}, this is {}", value.what()));
+        problems.error(value.at, "type", format!("`{key}` is {what}, this is {}", value.shown()));
     }
 }
 
@@ -141,11 +144,15 @@ impl Making<'_> {
         let at = entry.value.at;
         let picked = self.lookup.pick(text, at, problems)?;
         if self.provider == Provider::Local && picked.ty != PortType::Model {
-            problems.error(at, "port-type", format!("a model is made of model, `{text}` is {}", picked.ty));
+            problems.error(
+                at,
+                "port-type",
+                format!("a local model is made from a port of type model, `{text}` is {}", picked.ty),
+            );
             return None;
         }
         let [node] = picked.nodes.as_slice() else {
-            let message = format!("a model is made of one node, `{text}` leaves {}", picked.nodes.len());
+            let message = format!("a model is made from one node, `{text}` leaves {}", picked.nodes.len());
             problems.error(at, "arity", message);
             return None;
         };

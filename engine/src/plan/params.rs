@@ -55,6 +55,10 @@ pub(super) fn builtin(
         }
         sound &= parses_alone(kind, entry, &given, problems);
     }
+    for name in required(kind).filter(|name| !with.iter().any(|entry| entry.key == *name)) {
+        missing_param(kind.name, name, place, problems);
+        sound = false;
+    }
     let bound = if sound { parse_all(kind, given, place, problems)? } else { return None };
     match bound.check() {
         Ok(()) => Some(bound),
@@ -70,6 +74,16 @@ pub(super) fn builtin(
 fn properties(kind: &Kind) -> Vec<String> {
     let schema = kind.schema.as_value().get("properties").and_then(Value::as_object);
     schema.map(|map| map.keys().cloned().collect()).unwrap_or_default()
+}
+
+fn required(kind: &Kind) -> impl Iterator<Item = &str> {
+    let names = kind.schema.as_value().get("required").and_then(Value::as_array);
+    names.into_iter().flatten().filter_map(Value::as_str)
+}
+
+fn missing_param(kind: &str, name: &str, place: Place<'_>, problems: &mut Problems<'_>) {
+    let message = format!("kind `{kind}` needs the parameter `{name}`");
+    problems.error(place.at, "missing-param", message).help("set it under `with`");
 }
 
 fn parses_alone(kind: &Kind, entry: &Entry, given: &Map<String, Value>, problems: &mut Problems<'_>) -> bool {
@@ -100,11 +114,12 @@ fn parse_all(
         Ok(bound) => Some(bound),
         Err(error) => {
             let text = error.to_string();
-            let message = match missing_field(&text) {
-                Some(name) => format!("kind `{}` needs the parameter `{name}`", kind.name),
-                None => format!("the parameters of `{}`: {text}", kind.name),
-            };
-            problems.error(place.at, "missing-param", message).help("set it under `with`");
+            match missing_field(&text) {
+                Some(name) => missing_param(kind.name, name, place, problems),
+                None => {
+                    problems.error(place.at, "param", format!("the parameters of `{}`: {text}", kind.name));
+                }
+            }
             None
         }
     }
@@ -167,8 +182,7 @@ pub(super) fn custom(
     for param in &kind.params {
         let given = with.iter().find(|entry| entry.key == param.name).map(|entry| &entry.value);
         let Some(value) = given.or(param.default.as_ref()) else {
-            let message = format!("kind `{}` needs the parameter `{}`", kind.name, param.name);
-            problems.error(place.at, "missing-param", message).help("set it under `with`");
+            missing_param(&kind.name, &param.name, place, problems);
             sound = false;
             continue;
         };

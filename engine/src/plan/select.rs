@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use petgraph::graph::{DiGraph, NodeIndex};
+use serde_json::Value;
 
 use super::selector::parse;
 use super::{Node, NodeId, Plan, Source};
@@ -147,8 +148,7 @@ impl Plan {
 
 fn has_all(node: &Node, fixed: &[(&str, &str)]) -> bool {
     fixed.iter().all(|(key, want)| {
-        node.matrix.iter().any(|(known, value)| {
-            known == key && value.as_str().map_or_else(|| value.to_string() == *want, |text| text == *want)
-        })
+        let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        node.matrix.iter().any(|(known, value)| known == key && shown(value) == *want)
     })
 }

@@ -214,9 +214,14 @@ fn check_profile(profile: &Entry, problems: &mut Problems<'_>) {
         return;
     }
     check_keys(&profile.value, &PROFILE, "a profile", problems);
-    for (section, keys) in [("stages", stage_keys()), ("models", MODEL.to_vec()), ("kinds", KIND.to_vec())] {
+    let sections = [
+        ("stages", "a stage", stage_keys()),
+        ("models", "a model", MODEL.to_vec()),
+        ("kinds", "a kind", KIND.to_vec()),
+    ];
+    for (section, whose, keys) in sections {
         for entry in profile.value.get(section).map(Yaml::entries).unwrap_or_default() {
-            check_keys(&entry.value, &keys, "an entry of this section", problems);
+            check_keys(&entry.value, &keys, whose, problems);
         }
     }
 }

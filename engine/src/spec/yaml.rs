@@ -142,6 +142,11 @@ impl Yaml {
         }
     }
 
+    /// The value itself for a message when it is a scalar, else what it is.
+    pub(crate) fn shown(&self) -> String {
+        self.scalar_text().map_or_else(|| self.what().to_owned(), |text| format!("`{text}`"))
+    }
+
     /// What to call it in a message: `text`, `a list`, ...
     pub(crate) fn what(&self) -> &'static str {
         match self.data {

@@ -101,3 +101,19 @@ fn assert_references_resolve(root: &Value, part: &Value) {
         _ => {}
     }
 }
+
+#[test]
+fn the_first_example_of_the_reference_compiles_and_its_first_error_is_as_shown() {
+    let page = std::fs::read_to_string(fixtures().join("../../../docs/pipeline.md")).expect("the reference");
+    let block = |start: &str| -> String {
+        let (_, rest) = page.split_once(start).expect("the block");
+        rest.split_once("```").expect("its end").0.to_owned()
+    };
+    let (example, shown) = (block("```yaml\n"), block("```text\n"));
+    assert_eq!(compile_text(&example, &options()).unwrap().nodes.len(), 3);
+    let broken = example.replace("inputs: { dataset: world }", "inputs: { dataset: world.data }");
+    let found = compile_text(&broken, &options()).unwrap_err();
+    let first = found.iter().next().expect("a problem");
+    let text = first.to_string().replace(&first.file.display().to_string(), "demo.yaml");
+    assert_eq!(text.trim(), shown.trim());
+}
