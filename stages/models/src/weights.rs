@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Storage, StorageRef, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -191,12 +191,66 @@ impl Weights {
         })
     }
 
+    /// Lends all weights as plain f32 slices: in place where they are f32 on the CPU, copied there otherwise.
+    ///
+    /// # Errors
+    /// When a weight cannot be read back, and what `work` returns.
+    pub fn with_slices<R>(&self, work: impl FnOnce(&Slices<'_>) -> Result<R>) -> Result<R> {
+        let held = self.vars.iter().map(|(name, var)| Ok((name.as_str(), Held::new(var.as_tensor())?)));
+        let held: Vec<(&str, Held<'_>)> = held.collect::<Result<_>>()?;
+        let slices: Result<BTreeMap<&str, &[f32]>> = held.iter().map(|(name, held)| Ok((*name, held.slice()?))).collect();
+        work(&Slices(slices?))
+    }
+
     fn specs_of(&self, find: &dyn Fn(&str) -> Result<Tensor>) -> Result<BTreeMap<String, Tensor>> {
         let mut all = BTreeMap::new();
         for spec in &self.specs {
             all.extend(spec.split(&find(&spec.name)?)?);
         }
         Ok(all)
+    }
+}
+
+/// Weights by name as f32 slices.
+#[derive(Debug)]
+pub struct Slices<'a>(BTreeMap<&'a str, &'a [f32]>);
+
+impl<'a> Slices<'a> {
+    /// The values of one weight.
+    ///
+    /// # Errors
+    /// When no weight has this name.
+    pub fn get(&self, name: &str) -> Result<&'a [f32]> {
+        let missing = || ModelError::Weight { name: name.into(), message: "is no weight of this model".into() };
+        self.0.get(name).copied().ok_or_else(missing)
+    }
+}
+
+/// A tensor's values: locked in place, or copied.
+enum Held<'a> {
+    Locked(StorageRef<'a>, std::ops::Range<usize>),
+    Copied(Vec<f32>),
+}
+
+impl<'a> Held<'a> {
+    fn new(tensor: &'a Tensor) -> Result<Held<'a>> {
+        if tensor.device().is_cpu() && tensor.dtype() == DType::F32 && tensor.is_contiguous() {
+            let (storage, layout) = tensor.storage_and_layout();
+            let start = layout.start_offset();
+            return Ok(Held::Locked(storage, start..start + tensor.elem_count()));
+        }
+        let copy = tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+        Ok(Held::Copied(copy.flatten_all()?.to_vec1()?))
+    }
+
+    fn slice(&self) -> Result<&[f32]> {
+        match self {
+            Held::Copied(values) => Ok(values),
+            Held::Locked(storage, range) => match &**storage {
+                Storage::Cpu(cpu) => Ok(&cpu.as_slice::<f32>()?[range.clone()]),
+                _ => Err(ModelError::Device("a weight moved while it was read".into())),
+            },
+        }
     }
 }
 

@@ -218,6 +218,16 @@ impl Vlm {
         self.model.head().device()
     }
 
+    /// Number of the model's own threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs work in the model's own threads; on the caller's where there is only one.
+    pub(crate) fn in_pool<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        if self.threads() == 1 { work() } else { self.pool.install(work) }
+    }
+
     /// The model's own threads.
     pub fn pool(&self) -> &ThreadPool {
         &self.pool

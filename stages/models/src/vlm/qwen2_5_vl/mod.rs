@@ -8,9 +8,13 @@
 //! | `rope` | rotary angles of both towers |
 //! | `vision`, `text` | the towers |
 //! | `positions` | M-RoPE positions of a prompt |
+//! | `infer`, `infer_vision`, `prefill` | the same towers on plain rows with cached keys and values, without gradients |
 
 pub mod config;
+pub mod infer;
+pub mod infer_vision;
 pub mod positions;
+pub mod prefill;
 pub mod rope;
 pub mod text;
 pub mod vision;

@@ -1,0 +1,192 @@
+//! Keys and values of a stretch of tokens, and attention of one row to a chain of such stretches.
+//!
+//! A completion's row sees its prompt's stretch, shared by all completions of that prompt, and its own tail: nothing is copied a sample.
+//! Keys lie transposed (`[head, head_dim, capacity]`), so that scores vectorise over keys; values lie a key a row.
+
+use super::lanes::wide;
+use super::rows::softmax_body;
+use crate::ops::HeadShape;
+
+/// Keys that one step of the score kernel takes.
+const STEP: usize = 16;
+
+/// Keys and values of one layer.
+#[derive(Debug, Clone, Default)]
+pub struct LayerKv {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+/// Keys and values of a stretch of tokens in every layer.
+#[derive(Debug, Clone, Default)]
+pub struct Stretch {
+    layers: Vec<LayerKv>,
+    capacity: usize,
+    len: usize,
+}
+
+impl Stretch {
+    /// Room for at least `tokens` tokens.
+    pub fn with_capacity(layers: usize, shape: HeadShape, tokens: usize) -> Stretch {
+        let capacity = tokens.next_multiple_of(STEP);
+        let size = shape.kv_heads * shape.head_dim * capacity;
+        Stretch { layers: vec![LayerKv { keys: vec![0.0; size], values: vec![0.0; size] }; layers], capacity, len: 0 }
+    }
+
+    /// Tokens whose keys and values are complete in all layers.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token is there yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Counts tokens that every layer has got.
+    pub fn advance(&mut self, tokens: usize) {
+        self.len += tokens;
+        assert!(self.len <= self.capacity, "room for every token was asked for");
+    }
+
+    /// Writes the keys and values of the `offset`-th token behind the counted ones; both are `[kv_heads * head_dim]`.
+    pub fn put(&mut self, layer: usize, offset: usize, shape: HeadShape, keys: &[f32], values: &[f32]) {
+        let (at, width) = (self.len + offset, shape.head_dim);
+        let kv = &mut self.layers[layer];
+        for (row, key) in keys.iter().enumerate() {
+            kv.keys[row * self.capacity + at] = *key;
+        }
+        for head in 0..shape.kv_heads {
+            let start = (head * self.capacity + at) * width;
+            kv.values[start..start + width].copy_from_slice(&values[head * width..][..width]);
+        }
+    }
+
+    fn head(&self, layer: usize, head: usize, width: usize) -> (&[f32], &[f32]) {
+        let size = width * self.capacity;
+        let kv = &self.layers[layer];
+        (&kv.keys[head * size..][..size], &kv.values[head * size..][..size])
+    }
+}
+
+/// A stretch and how many of its first tokens a row sees.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// The stretch.
+    pub stretch: &'a Stretch,
+    /// Its visible tokens.
+    pub tokens: usize,
+}
+
+/// What one row's query heads `[heads * head_dim]` gather from what the row sees, into `out` of the same width.
+pub fn attend(query: &[f32], seen: &[Seen<'_>], layer: usize, shape: HeadShape, scratch: &mut Vec<f32>, out: &mut [f32]) {
+    let tokens: usize = seen.iter().map(|part| part.tokens).sum();
+    scratch.clear();
+    scratch.resize(tokens + STEP, 0.0);
+    for head in 0..shape.heads {
+        let range = head * shape.head_dim..(head + 1) * shape.head_dim;
+        one_head(&query[range.clone()], seen, layer, head / shape.group(), tokens, scratch, &mut out[range]);
+    }
+}
+
+wide! {
+    fn one_head(query: &[f32], seen: &[Seen<'_>], layer: usize, head: usize, tokens: usize, scores: &mut [f32], out: &mut [f32]) {
+        let width = query.len();
+        let scale = 1.0 / (width as f32).sqrt();
+        let mut start = 0;
+        for part in seen {
+            let (keys, _) = part.stretch.head(layer, head, width);
+            score_keys(query, keys, part.stretch.capacity, part.tokens, scale, &mut scores[start..]);
+            start += part.tokens;
+        }
+        softmax_body(&mut scores[..tokens]);
+        out.fill(0.0);
+        start = 0;
+        for part in seen {
+            let (_, values) = part.stretch.head(layer, head, width);
+            for (weight, value) in scores[start..start + part.tokens].iter().zip(values.chunks_exact(width)) {
+                for (out, value) in out.iter_mut().zip(value) {
+                    *out += weight * value;
+                }
+            }
+            start += part.tokens;
+        }
+    }
+}
+
+/// Scaled scores of the first `tokens` keys; writes up to a whole step more.
+#[inline(always)]
+fn score_keys(query: &[f32], keys: &[f32], capacity: usize, tokens: usize, scale: f32, scores: &mut [f32]) {
+    for first in (0..tokens).step_by(STEP) {
+        let mut sums = [0.0f32; STEP];
+        for (d, q) in query.iter().enumerate() {
+            let row = &keys[d * capacity + first..][..STEP];
+            for (sum, key) in sums.iter_mut().zip(row) {
+                *sum += q * key;
+            }
+        }
+        for (score, sum) in scores[first..first + STEP].iter_mut().zip(sums) {
+            *score = sum * scale;
+        }
+    }
+}
+
+/// Turns one head of a row in place, rotate-half form.
+pub fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let half = head.len() / 2;
+    for i in 0..half {
+        let (a, b) = (head[i], head[i + half]);
+        head[i] = a * cos[i] - b * sin[i];
+        head[i + half] = b * cos[i + half] + a * sin[i + half];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: HeadShape = HeadShape { heads: 2, kv_heads: 1, head_dim: 6 };
+
+    fn stretch(tokens: std::ops::Range<usize>) -> Stretch {
+        let mut made = Stretch::with_capacity(1, SHAPE, tokens.len());
+        for (offset, token) in tokens.clone().enumerate() {
+            let row = |salt: usize| (0..6).map(|d| ((token * 13 + d * 5 + salt) as f32 * 0.31).sin()).collect::<Vec<_>>();
+            made.put(0, offset, SHAPE, &row(1), &row(2));
+        }
+        made.advance(tokens.len());
+        made
+    }
+
+    fn query() -> Vec<f32> {
+        (0..12).map(|i| (i as f32 * 0.9).cos()).collect()
+    }
+
+    fn gathered(seen: &[Seen<'_>]) -> Vec<f32> {
+        let mut out = vec![0.0; 12];
+        attend(&query(), seen, 0, SHAPE, &mut vec![], &mut out);
+        out
+    }
+
+    #[test]
+    fn a_chain_of_stretches_is_one_sequence() {
+        let (whole, first, second) = (stretch(0..37), stretch(0..20), stretch(20..37));
+        let parts = [Seen { stretch: &first, tokens: 20 }, Seen { stretch: &second, tokens: 17 }];
+        assert_eq!(gathered(&[Seen { stretch: &whole, tokens: 37 }]), gathered(&parts));
+    }
+
+    #[test]
+    fn follows_the_definition() {
+        let made = stretch(0..5);
+        let got = gathered(&[Seen { stretch: &made, tokens: 3 }]);
+        let value = |token: usize, d: usize, salt: usize| f64::from(((token * 13 + d * 5 + salt) as f32 * 0.31).sin());
+        for head in 0..2 {
+            let dot = |token: usize| (0..6).map(|d| f64::from(query()[head * 6 + d]) * value(token, d, 1)).sum::<f64>();
+            let weights: Vec<f64> = (0..3).map(|token| (dot(token) / 6f64.sqrt()).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            for d in 0..6 {
+                let exact: f64 = (0..3).map(|token| weights[token] / sum * value(token, d, 2)).sum();
+                assert!((exact - f64::from(got[head * 6 + d])).abs() < 1e-6);
+            }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! `y = x W^T + b` with one fixed order of summation.
+//!
+//! Rows are taken in blocks of two registers. A block is turned so that its rows lie across the lanes; then each weight is one
+//! broadcast that multiplies all rows of the block, and each output has one accumulator that runs over the input width.
+
+#![allow(unsafe_code, reason = "calls vector code behind a run-time check and walks slices by pointer in the inner loop")]
+
+use rayon::prelude::*;
+
+use super::lanes::{Lanes, Level, Plain};
+
+/// Outputs of one register tile.
+const TILE: usize = 8;
+/// Registers of rows in a block.
+const DEEP: usize = 2;
+/// Multiply-adds below which threads cost more than they give.
+const WORTH_THREADS: usize = 1 << 20;
+
+/// A weight matrix `[out, in]` where it lies, with its bias `[out]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    /// Row after row.
+    pub weight: &'a [f32],
+    /// Added to every output row.
+    pub bias: Option<&'a [f32]>,
+    /// Width of an input row.
+    pub width: usize,
+}
+
+impl Matrix<'_> {
+    /// Width of an output row.
+    pub fn out(&self) -> usize {
+        self.weight.len() / self.width
+    }
+}
+
+/// `x` `[rows, in]` to `y` `[rows, out]`; `y` is resized and overwritten.
+pub fn linear(x: &[f32], matrix: Matrix<'_>, y: &mut Vec<f32>, threads: usize) {
+    linear_at(Level::detect(), x, matrix, y, threads);
+}
+
+/// [`linear`] at a given level, which the processor must have.
+fn linear_at(level: Level, x: &[f32], matrix: Matrix<'_>, y: &mut Vec<f32>, threads: usize) {
+    let (rows, out) = (x.len() / matrix.width, matrix.out());
+    assert_eq!(rows * matrix.width, x.len(), "whole rows");
+    assert_eq!(out * matrix.width, matrix.weight.len(), "whole weight rows");
+    y.clear();
+    y.resize(rows * out, 0.0);
+    let block = DEEP * lanes_of(level);
+    let threads = if rows * matrix.weight.len() < WORTH_THREADS { 1 } else { threads };
+    let work = |(x, y): (&[f32], &mut [f32])| run_block(level, x, matrix, y);
+    if threads > 1 && rows <= block {
+        return split_outputs(level, x, matrix, y, threads);
+    }
+    if threads > 1 {
+        x.par_chunks(block * matrix.width).zip(y.par_chunks_mut(block * out)).for_each(work);
+    } else {
+        x.chunks(block * matrix.width).zip(y.chunks_mut(block * out)).for_each(work);
+    }
+}
+
+fn lanes_of(level: Level) -> usize {
+    match level {
+        Level::Avx512 => 16,
+        Level::Avx2 => 8,
+        Level::Plain => 1,
+    }
+}
+
+/// A single block of rows: the threads share its outputs instead.
+fn split_outputs(level: Level, x: &[f32], matrix: Matrix<'_>, y: &mut [f32], threads: usize) {
+    let (rows, out) = (x.len() / matrix.width, matrix.out());
+    let share = out.div_ceil(threads).next_multiple_of(TILE);
+    let parts: Vec<Vec<f32>> = (0..out.div_ceil(share))
+        .into_par_iter()
+        .map(|part| {
+            let range = part * share..((part + 1) * share).min(out);
+            let weight = &matrix.weight[range.start * matrix.width..range.end * matrix.width];
+            let part = Matrix { weight, bias: matrix.bias.map(|bias| &bias[range.clone()]), ..matrix };
+            let mut y = vec![0.0; rows * range.len()];
+            run_block(level, x, part, &mut y);
+            y
+        })
+        .collect();
+    for (index, part) in parts.iter().enumerate() {
+        let width = part.len() / rows;
+        for (row, values) in part.chunks_exact(width).enumerate() {
+            y[row * out + index * share..][..width].copy_from_slice(values);
+        }
+    }
+}
+
+fn run_block(level: Level, x: &[f32], matrix: Matrix<'_>, y: &mut [f32]) {
+    match level {
+        // SAFETY: the level says that the processor has the instructions.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { block_avx512(x, matrix, y) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { block_avx2(x, matrix, y) },
+        // SAFETY: plain code runs everywhere.
+        _ => unsafe { block::<Plain>(x, matrix, y) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,fma")]
+fn block_avx512(x: &[f32], matrix: Matrix<'_>, y: &mut [f32]) {
+    // SAFETY: compiled for, and called on, a processor with these instructions.
+    unsafe { block::<super::lanes::Avx512>(x, matrix, y) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn block_avx2(x: &[f32], matrix: Matrix<'_>, y: &mut [f32]) {
+    // SAFETY: compiled for, and called on, a processor with these instructions.
+    unsafe { block::<super::lanes::Avx2>(x, matrix, y) }
+}
+
+/// Up to `DEEP * L::N` rows against all outputs.
+#[inline(always)]
+unsafe fn block<L: Lanes>(x: &[f32], matrix: Matrix<'_>, y: &mut [f32]) {
+    let rows = x.len() / matrix.width;
+    // SAFETY: `block` is called on a processor that has L; the slices are whole rows.
+    unsafe {
+        if rows <= L::N {
+            rows_by_outputs::<L, 1>(x, matrix, y);
+        } else {
+            rows_by_outputs::<L, DEEP>(x, matrix, y);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn rows_by_outputs<L: Lanes, const R: usize>(x: &[f32], matrix: Matrix<'_>, y: &mut [f32]) {
+    let (rows, out, width) = (x.len() / matrix.width, matrix.out(), matrix.width);
+    let span = R * L::N;
+    let mut panel = vec![0.0f32; width * span];
+    for (row, values) in x.chunks_exact(width).enumerate() {
+        for (k, value) in values.iter().enumerate() {
+            panel[k * span + row] = *value;
+        }
+    }
+    let mut tile = [0.0f32; TILE * DEEP * 16];
+    for first in (0..out).step_by(TILE) {
+        let count = TILE.min(out - first);
+        let weight = &matrix.weight[first * width..(first + count) * width];
+        if count == TILE {
+            // SAFETY: the tile's weights, the panel and the buffer have the lengths that the counts say.
+            unsafe { multiply::<L, R, TILE>(weight, &panel, width, &mut tile) };
+        } else {
+            for (j, row) in weight.chunks_exact(width).enumerate() {
+                // SAFETY: as above, one output at a time.
+                unsafe { multiply::<L, R, 1>(row, &panel, width, &mut tile[j * span..]) };
+            }
+        }
+        for row in 0..rows {
+            let to = &mut y[row * out + first..][..count];
+            for (j, value) in to.iter_mut().enumerate() {
+                *value = tile[j * span + row] + matrix.bias.map_or(0.0, |bias| bias[first + j]);
+            }
+        }
+    }
+}
+
+/// `J` outputs times `R` registers of rows: `tile[j][row] = sum over k of weight[j][k] * panel[k][row]`.
+#[inline(always)]
+unsafe fn multiply<L: Lanes, const R: usize, const J: usize>(
+    weight: &[f32],
+    panel: &[f32],
+    width: usize,
+    tile: &mut [f32],
+) {
+    assert!(weight.len() >= J * width && panel.len() >= width * R * L::N && tile.len() >= J * R * L::N, "tile bounds");
+    // SAFETY: the assertion covers every offset below.
+    unsafe {
+        let mut sums = [[L::splat(0.0); R]; J];
+        for k in 0..width {
+            let mut rows = [L::splat(0.0); R];
+            for (r, row) in rows.iter_mut().enumerate() {
+                *row = L::load(panel.as_ptr().add((k * R + r) * L::N));
+            }
+            for (j, sums) in sums.iter_mut().enumerate() {
+                let factor = L::splat(*weight.as_ptr().add(j * width + k));
+                for r in 0..R {
+                    sums[r] = L::fma(factor, rows[r], sums[r]);
+                }
+            }
+        }
+        for (j, sums) in sums.iter().enumerate() {
+            for (r, sum) in sums.iter().enumerate() {
+                L::store(tile.as_mut_ptr().add((j * R + r) * L::N), *sum);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(count: usize, salt: usize) -> Vec<f32> {
+        (0..count).map(|i| (((i * 7919 + salt * 104_729) % 2003) as f32 / 1001.0 - 1.0) * 0.7).collect()
+    }
+
+    fn levels() -> Vec<Level> {
+        let all = [Level::Avx512, Level::Avx2, Level::Plain];
+        let best = all.iter().position(|level| *level == Level::detect()).unwrap();
+        all[best..].to_vec()
+    }
+
+    #[test]
+    fn agrees_with_the_definition() {
+        let (rows, width, out) = (37, 29, 21);
+        let (x, w, b) = (values(rows * width, 1), values(out * width, 2), values(out, 3));
+        let mut y = vec![];
+        linear(&x, Matrix { weight: &w, bias: Some(&b), width }, &mut y, 1);
+        for row in 0..rows {
+            for j in 0..out {
+                let exact: f64 = (0..width).map(|k| f64::from(x[row * width + k]) * f64::from(w[j * width + k])).sum();
+                assert!((exact + f64::from(b[j]) - f64::from(y[row * out + j])).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_never_depends_on_its_mates_the_threads_or_the_level() {
+        let (width, out) = (96, 133);
+        let (x, w) = (values(130 * width, 4), values(out * width, 5));
+        let matrix = Matrix { weight: &w, bias: None, width };
+        let mut whole = vec![];
+        linear_at(Level::Plain, &x, matrix, &mut whole, 1);
+        for level in levels() {
+            for rows in [1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64, 130] {
+                for threads in [1, 3] {
+                    let mut y = vec![];
+                    linear_at(level, &x[..rows * width], matrix, &mut y, threads);
+                    assert!(y.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits()), "{level:?} {rows} {threads}");
+                }
+            }
+        }
+    }
+}
