@@ -13,9 +13,9 @@
 
 mod record;
 mod runs;
-mod write;
 #[cfg(test)]
 mod tests;
+mod write;
 
 pub use record::{NodeRecord, RunRecord, Status};
 pub use runs::{durations, latest, list, read};
@@ -83,7 +83,13 @@ pub(crate) fn log_file(folder: &Path, node: &str) -> PathBuf {
 /// end in a hash.
 fn file_name(node: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.,=[]+".contains(&byte);
-    let name: String =
-        node.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02x}") }).collect();
-    if name.len() <= 200 { name } else { format!("{}-{}", &name[..180], mpcc_cache::Digest::of(node.as_bytes()).short()) }
+    let name: String = node
+        .bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02x}") })
+        .collect();
+    if name.len() <= 200 {
+        name
+    } else {
+        format!("{}-{}", &name[..180], mpcc_cache::Digest::of(node.as_bytes()).short())
+    }
 }

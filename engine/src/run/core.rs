@@ -13,14 +13,14 @@ use super::attempt::Live;
 use super::needs::{models, names_of, parents, with_above};
 use super::step::{CommitError, Found, Key, Prepared, Shared};
 use super::{Control, RunError, RunOptions};
-use crate::event::{Event, Header, Summary, VERSION, What};
+use crate::event::{Event, Summary, What};
 use crate::executor::{Executor, Notes};
 use crate::fingerprint::{Fingerprinter, KeyError};
 use crate::job::{AttemptId, Outcome, Usage};
 use crate::journal::{Journal, durations};
 use crate::plan::{Action, Node, NodeId, Plan};
 use crate::resources::{Inventory, Unfit};
-use crate::scheduler::{Command, Input, Keyed, Scheduler, State, Task, Verdict};
+use crate::scheduler::{Command, Input, Keyed, Scheduler, State, Task};
 use crate::stage::Note;
 
 /// Keying that takes longer holds no other node back.
@@ -56,13 +56,13 @@ pub(super) struct Run<'a> {
     pub(super) inbox: UnboundedSender<Message>,
     /// A failure of the machine rather than of a stage was seen.
     pub(super) machine: bool,
-    inventory: Inventory,
-    journal: Journal,
-    events: UnboundedSender<Event>,
-    began: Instant,
-    durations: BTreeMap<String, f64>,
-    stopped: bool,
-    finished: Option<Summary>,
+    pub(super) inventory: Inventory,
+    pub(super) journal: Journal,
+    pub(super) events: UnboundedSender<Event>,
+    pub(super) began: Instant,
+    pub(super) durations: BTreeMap<String, f64>,
+    pub(super) stopped: bool,
+    pub(super) finished: Option<Summary>,
 }
 
 /// Runs the plan's nodes that `options` name. Events go to `events` and into the journal; `control` stops the run. Answers when
@@ -119,6 +119,18 @@ fn guess(node: &Node) -> Duration {
     }
 }
 
+/// What the scheduler must know of a node.
+fn task(plan: &Plan, node: &Node, durations: &BTreeMap<String, f64>) -> Task {
+    let known = durations.get(&node.name).and_then(|seconds| Duration::try_from_secs_f64(*seconds).ok());
+    Task {
+        parents: parents(node).into_iter().collect(),
+        request: node.resources.clone(),
+        apis: models(node).map(|model| model.name.clone()).filter(|name| plan.api_models.contains_key(name)).collect(),
+        retries: node.retries,
+        duration: known.unwrap_or_else(|| guess(node)),
+    }
+}
+
 impl<'a> Run<'a> {
     fn new(
         plan: &Plan,
@@ -130,19 +142,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self, RunError> {
         let durations = durations(store.root(), &plan.file);
         let journal = Journal::create(store.root(), options.started)?;
-        let task = |id: &NodeId| {
-            let node = &plan.nodes[id.0];
-            let known = durations.get(&node.name).and_then(|seconds| Duration::try_from_secs_f64(*seconds).ok());
-            let task = Task {
-                parents: parents(node).into_iter().collect(),
-                request: node.resources.clone(),
-                apis: models(node).map(|m| m.name.clone()).filter(|name| plan.api_models.contains_key(name)).collect(),
-                retries: node.retries,
-                duration: known.unwrap_or_else(|| guess(node)),
-            };
-            (*id, task)
-        };
-        let tasks = nodes.iter().map(task).collect();
+        let tasks = nodes.iter().map(|id| (*id, task(plan, &plan.nodes[id.0], &durations))).collect();
         let RunOptions { inventory, jobs, keep_going, .. } = &options;
         let scheduler = Scheduler::new(tasks, inventory.clone(), *jobs, plan.api_models.clone(), *keep_going);
         let plan = Arc::new(plan.clone());
@@ -177,46 +177,11 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    fn say_started(&mut self, nodes: &BTreeSet<NodeId>, started: jiff::Timestamp) -> Result<(), RunError> {
-        let plan = self.shared.plan.clone();
-        let header = |id: &NodeId| {
-            let node = &plan.nodes[id.0];
-            Header {
-                node: node.name.clone(),
-                stage: node.stage.clone(),
-                matrix: node.matrix.clone(),
-                kind: kind(node).to_owned(),
-                ports: node.outputs.iter().map(|output| output.port.name.clone()).collect(),
-                parents: parents(node).iter().map(|parent| plan.nodes[parent.0].name.clone()).collect(),
-                expected_s: self.durations.get(&node.name).copied(),
-            }
-        };
-        let nodes = nodes.iter().map(header).collect();
-        self.say(What::RunStarted {
-            version: VERSION,
-            run: self.journal.id().to_owned(),
-            pipeline: plan.name.clone(),
-            file: plan.file.clone(),
-            profile: plan.profile.clone(),
-            started: started.to_string(),
-            nodes,
-        })
-    }
-
     fn begin(&mut self, nodes: &BTreeSet<NodeId>) -> Result<(), RunError> {
         if nodes.is_empty() {
             return self.finish();
         }
         self.step(Input::Begin)
-    }
-
-    /// Says what happened, to the journal and to the listener.
-    pub(super) fn say(&mut self, what: What) -> Result<(), RunError> {
-        let event = Event { what, at_s: (self.began.elapsed().as_secs_f64() * 1e6).round() / 1e6 };
-        self.journal.write(&event)?;
-        // Nobody may be listening any more; the journal is.
-        let _ = self.events.send(event);
-        Ok(())
     }
 
     pub(super) fn name(&self, id: NodeId) -> String {
@@ -283,39 +248,6 @@ impl<'a> Run<'a> {
         self.step(Input::Keyed(id, keyed))
     }
 
-    pub(super) fn say_cached(&mut self, id: NodeId, recipe: mpcc_cache::Digest, found: Found) -> Result<(), RunError> {
-        let node = self.name(id);
-        let saved_s = self.durations.get(&node).copied();
-        self.say(What::NodeCached { node, recipe, outputs: found.outputs, saved_s })?;
-        self.say_published(id, found.published)
-    }
-
-    pub(super) fn say_published(
-        &mut self,
-        id: NodeId,
-        published: Vec<(String, std::path::PathBuf)>,
-    ) -> Result<(), RunError> {
-        for (port, path) in published {
-            let node = self.name(id);
-            self.say(What::NodePublished { node, port, path })?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn say_failed(
-        &mut self,
-        id: NodeId,
-        message: String,
-        machine: bool,
-        attempts: u32,
-        wall_s: f64,
-    ) -> Result<(), RunError> {
-        self.machine |= machine;
-        let node = self.name(id);
-        let log = (attempts > 0).then(|| self.journal.log(&node));
-        self.say(What::NodeFailed { node, message, attempts, log, wall_s, machine })
-    }
-
     /// Tells the scheduler and does what it answers.
     pub(super) fn step(&mut self, input: Input) -> Result<(), RunError> {
         self.scheduler.step(input).into_iter().try_for_each(|command| self.obey(command))
@@ -379,39 +311,5 @@ impl<'a> Run<'a> {
 
     fn rest(&mut self, id: NodeId, _attempt: u32, delay: Duration) {
         self.later(delay, Message::Rested(id));
-    }
-
-    fn settled(&mut self, id: NodeId, verdict: Verdict, cause: Option<NodeId>) -> Result<(), RunError> {
-        let node = self.name(id);
-        let because = cause.map(|cause| self.name(cause)).unwrap_or_default();
-        match verdict {
-            Verdict::Skipped => self.say(What::NodeSkipped { node, because }),
-            Verdict::Waiting => self.say(What::NodeWaiting { node, message: format!("`{because}` waits") }),
-            Verdict::Failed => {
-                let unfit = self.inventory.fits(&self.shared.node(id).resources).err();
-                let message = unfit.map_or_else(|| "it cannot run here".to_owned(), |unfit| unfit.to_string());
-                self.say_failed(id, message, true, 0, 0.0)
-            }
-            Verdict::Cancelled | Verdict::Executed | Verdict::Cached => self.say(What::NodeCancelled { node }),
-        }
-    }
-
-    fn finish(&mut self) -> Result<(), RunError> {
-        let mut summary = Summary { machine: self.machine, ..Summary::default() };
-        for (_, verdict) in self.scheduler.verdicts() {
-            summary.count(verdict);
-        }
-        summary.interrupted = self.stopped && summary.cancelled > 0;
-        summary.wall_s = (self.began.elapsed().as_secs_f64() * 1e6).round() / 1e6;
-        self.finished = Some(summary);
-        self.say(What::RunFinished { summary })
-    }
-}
-
-/// The node's kind, `run` for a plain command.
-pub(crate) fn kind(node: &Node) -> &str {
-    match &node.action {
-        Action::Builtin { kind, .. } => kind,
-        Action::Command(command) => command.kind.as_deref().unwrap_or("run"),
     }
 }

@@ -30,13 +30,14 @@ mod attempt;
 mod core;
 mod needs;
 mod options;
+mod say;
 mod step;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use core::run;
-pub use options::{Control, RunError, RunOptions};
-pub use needs::parents;
 pub use crate::event::Summary;
+pub use core::run;
+pub use needs::parents;
 pub(crate) use needs::{data_parents, names_of, with_above};
+pub use options::{Control, RunError, RunOptions};
 pub(crate) use step::{node_key, previous_key};

@@ -34,11 +34,13 @@
 //! jitter, so that runs are repeatable. Keying is not limited here: the caller's blocking threads are the limit.
 
 mod core;
+mod message;
 mod queue;
 mod state;
 #[cfg(test)]
 mod tests;
 
-pub use core::{Command, End, Input, Keyed, Scheduler};
+pub use core::Scheduler;
+pub use message::{Command, End, Input, Keyed};
 pub use queue::{PATIENCE, Task};
 pub use state::{Change, State, Verdict};

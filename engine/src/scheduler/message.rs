@@ -1,0 +1,105 @@
+//! What the scheduler is told, and what it answers.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::state::Verdict;
+use crate::plan::NodeId;
+use crate::resources::Grant;
+
+/// What the store says of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keyed {
+    /// It has the outputs.
+    Hit,
+    /// It has not: the node must run.
+    Miss,
+    /// The recipe could not be made; a failure.
+    Broken,
+}
+
+/// How a started node ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its outputs are in the store.
+    Done,
+    /// Another run had put them there before it began.
+    Cached,
+    /// Another run holds its lease.
+    Busy,
+    /// It failed.
+    Failed {
+        /// Whether another attempt may succeed.
+        again: bool,
+    },
+    /// It waits for a person.
+    Waiting,
+    /// It was told to stop.
+    Cancelled,
+}
+
+/// What the scheduler is told.
+#[derive(Debug)]
+pub enum Input {
+    /// The run begins.
+    Begin,
+    /// The answer to [`Command::Key`].
+    Keyed(NodeId, Keyed),
+    /// Keying this node takes long (a large data set is being hashed): others need not be held back for it.
+    Slow(NodeId),
+    /// The end of what [`Command::Start`] began; the grant comes back.
+    Ended(NodeId, Grant, End),
+    /// The answer to [`Command::Follow`].
+    Freed(NodeId),
+    /// The answer to [`Command::Rest`].
+    Rested(NodeId),
+    /// Stop: nothing new starts, what runs is asked to end.
+    Drain,
+    /// Stop at once: what runs is killed.
+    Kill,
+}
+
+/// What the caller must do.
+#[derive(Debug)]
+pub enum Command {
+    /// Compute the node's recipe and look it up.
+    Key(NodeId),
+    /// Start an attempt, counted from 1.
+    Start {
+        /// The node.
+        node: NodeId,
+        /// Which attempt.
+        attempt: u32,
+        /// What it holds; give it back with [`Input::Ended`].
+        grant: Grant,
+        /// Slots of the API models it asks.
+        slots: BTreeMap<String, u32>,
+    },
+    /// Watch for the end of another run's execution of the node.
+    Follow(NodeId),
+    /// Let the node rest before its next attempt.
+    Rest {
+        /// The node.
+        node: NodeId,
+        /// The attempt that comes next.
+        attempt: u32,
+        /// How long.
+        delay: Duration,
+    },
+    /// Ask the running node to end soon.
+    Drain(NodeId),
+    /// Kill the running node.
+    Kill(NodeId),
+    /// The node is over without having run to its end: skipped, waiting or cancelled because of `cause`, or failed because
+    /// no host has what it asks for (`cause` is then itself).
+    Settled {
+        /// The node.
+        node: NodeId,
+        /// How it ended.
+        verdict: Verdict,
+        /// The node because of which.
+        cause: Option<NodeId>,
+    },
+    /// Every node has ended.
+    Finish,
+}
