@@ -2,7 +2,11 @@
 //!
 //! A batch is never padded: all sequences lie one after another on one row axis `[n, d]`, and [`Segments`] says which rows
 //! see which.
+//!
+//! On the CPU with f32 every op is one fused kernel with its own backward pass (`fused`); elsewhere it is put together from
+//! candle's operations ([`reference`](mod@reference)), which the kernels are tested against.
 
+mod fused;
 pub mod reference;
 pub mod segments;
 
@@ -17,7 +21,10 @@ pub use segments::{HeadShape, Segment, Segments};
 /// # Errors
 /// When the shapes do not fit.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    reference::rms_norm(x, weight, eps)
+    match fused::fits(&[x, weight]) {
+        true => x.contiguous()?.apply_op2(&weight.contiguous()?, fused::norm::RmsNorm { eps: eps as f32 }),
+        false => reference::rms_norm(x, weight, eps),
+    }
 }
 
 /// `x` `[n, in]` times the transpose of `weight` `[out, in]`, plus `bias` `[out]`.
@@ -27,7 +34,14 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 /// # Errors
 /// When the shapes do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    reference::linear(x, weight, bias)
+    if !fused::fits(&[x, weight]) {
+        return reference::linear(x, weight, bias);
+    }
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, fused::linear::LinearBias),
+        None => x.apply_op2(&weight, fused::linear::Linear),
+    }
 }
 
 /// `silu(gate) * up` of a packed `[n, 2h]`, gate in the first half, to `[n, h]`.
@@ -35,7 +49,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 /// # Errors
 /// When the width is odd.
 pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
-    reference::swiglu(gate_up)
+    match fused::fits(&[gate_up]) {
+        true => gate_up.contiguous()?.apply_op1(fused::gate::SwiGlu),
+        false => reference::swiglu(gate_up),
+    }
 }
 
 /// Attention with rotary positions on the raw output of a packed projection.
@@ -53,13 +70,26 @@ pub fn attention(
     segments: &Arc<Segments>,
     shape: HeadShape,
 ) -> Result<Tensor> {
-    reference::attention(qkv, cos, sin, segments, shape)
+    if !fused::fits(&[qkv, cos, sin]) {
+        return reference::attention(qkv, cos, sin, segments, shape);
+    }
+    let (cos, sin) = (cos.detach().contiguous()?, sin.detach().contiguous()?);
+    qkv.contiguous()?.apply_op1(fused::attention::Attention { cos, sin, segments: segments.clone(), shape })
 }
 
-/// Log-probability of `targets[i]` at hidden row `rows[i]`, without gradient: `hidden` `[n, d]`, `head` `[V, d]` to `[rows.len()]`.
+/// Log-probability of `targets[i]` at hidden row `rows[i]`: `hidden` `[n, d]`, `head` `[V, d]` to `[rows.len()]`.
+///
+/// Differentiable; any loss on single tokens is a function of the result. Logits live a chunk of tokens at a time.
 ///
 /// # Errors
-/// When the shapes do not fit or an index is out of range.
+/// When the shapes do not fit, an index is out of range, or there is no token.
 pub fn token_logprobs(hidden: &Tensor, head: &Tensor, rows: &[u32], targets: &[u32]) -> Result<Tensor> {
-    reference::token_logprobs(&hidden.detach(), &head.detach(), rows, targets)
+    if rows.is_empty() {
+        candle_core::bail!("no token to take the log-probability of");
+    }
+    if !fused::fits(&[hidden, head]) {
+        return reference::token_logprobs(hidden, head, rows, targets);
+    }
+    let op = fused::logprob::TokenLogProbs { rows: rows.to_vec(), targets: targets.to_vec() };
+    hidden.contiguous()?.apply_op2(&head.contiguous()?, op)
 }
