@@ -4,7 +4,7 @@
 //! file runs in a child process here and under a cluster's batch system. Secrets travel by name only; their values reach
 //! the stage through its environment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -48,7 +48,7 @@ pub struct Job {
     pub log: PathBuf,
     /// Seconds after which the attempt is stopped, 0 for none.
     pub timeout_s: u64,
-    /// Names of the secrets it gets as environment variables.
+    /// Names of the secrets that it states; see [`Job::secret_names`].
     pub secrets: Vec<String>,
 }
 
@@ -80,6 +80,15 @@ impl Job {
     /// Where a record stage keeps the records that failed, with their errors: beside the log.
     pub fn failed_records(&self) -> PathBuf {
         self.log.with_extension("failed.jsonl")
+    }
+
+    /// Names of every secret it gets: those it states, and the keys of the models that feed it.
+    pub fn secret_names(&self) -> BTreeSet<String> {
+        let keys = self.inputs.values().flatten().filter_map(|bound| match bound {
+            Bound::Model(model) => model.settings.get("api_key_env")?.as_str().map(str::to_owned),
+            Bound::Artifact(_) => None,
+        });
+        self.secrets.iter().cloned().chain(keys).collect()
     }
 
     /// Creates every folder the attempt needs and writes [`Job::file`].

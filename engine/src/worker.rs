@@ -62,7 +62,7 @@ pub fn worker_main(job: &Path, registry: &Registry, secret: &dyn Fn(&str) -> Opt
 
 fn attempt(job: &Path, registry: &Registry, secret: &dyn Fn(&str) -> Option<String>) -> io::Result<()> {
     let job = Job::read(job).map_err(io::Error::other)?;
-    let redactor = Redactor::new(job.secrets.iter().filter_map(|name| secret(name)).collect());
+    let redactor = Redactor::new(job.secret_names().iter().filter_map(|name| secret(name)).collect());
     let pipes = Pipes::take(&redactor)?;
     let speech = Arc::new(Speech::new(pipes.notes, redactor));
     // Without it a stray grandchild would only be harder to find.

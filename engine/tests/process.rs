@@ -78,6 +78,9 @@ fn main() {
         let secret = |name: &str| std::env::var(name).ok();
         std::process::exit(worker_main(Path::new(&arguments[2]), &Registry::new().with::<Act>(), &secret));
     }
+    if arguments.get(1).is_some_and(|first| first == "engine") {
+        return stand_in_engine(Path::new(&arguments[2]));
+    }
     let wanted = arguments.iter().skip(1).find(|argument| !argument.starts_with('-')).cloned().unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     for (name, test) in TESTS.iter().filter(|(name, _)| name.contains(&wanted)) {
@@ -96,6 +99,7 @@ const TESTS: &[(&str, fn())] = &[
     ("draining_ends_in_good_order", draining_ends_in_good_order),
     ("time_limits_reach_grandchildren", time_limits_reach_grandchildren),
     ("killing_reaches_grandchildren", killing_reaches_grandchildren),
+    ("a_dead_engine_takes_everything_along", a_dead_engine_takes_everything_along),
     ("nothing_outlives_its_stage", nothing_outlives_its_stage),
     ("records_are_answered_once", records_are_answered_once),
     ("failed_records_are_kept_apart", failed_records_are_kept_apart),
@@ -372,6 +376,29 @@ fn killing_reaches_grandchildren() {
     let (attempt, _heard) = bench.start(bench.script(&stubborn_family(&pids)));
     wait_for_lines(&pids, 4);
     drop(attempt);
+    assert_gone(&pids, 4);
+}
+
+/// Starts the job in the file `job` and waits for it: an engine for others to kill.
+fn stand_in_engine(job: &Path) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let bench = Bench::new();
+    runtime.block_on(async {
+        let (attempt, _heard) = bench.start(Job::read(job).unwrap());
+        attempt.await;
+    });
+}
+
+fn a_dead_engine_takes_everything_along() {
+    let bench = Bench::new();
+    let pids = bench.path().join("pids");
+    let job = bench.path().join("given.json");
+    std::fs::write(&job, serde_json::to_vec(&bench.script(&stubborn_family(&pids))).unwrap()).unwrap();
+    let mut engine =
+        std::process::Command::new(std::env::current_exe().unwrap()).arg("engine").arg(&job).spawn().unwrap();
+    wait_for_lines(&pids, 4);
+    engine.kill().unwrap();
+    engine.wait().unwrap();
     assert_gone(&pids, 4);
 }
 

@@ -95,7 +95,7 @@ async fn launch(options: &ProcessOptions, job: &Job) -> io::Result<Child> {
     let mut command = Command::new(&options.program);
     command.args(&options.arguments).arg(job.file());
     command.env_clear().envs(options.environment.iter().cloned()).envs(granted(job));
-    command.envs(job.secrets.iter().filter_map(|name| Some((name, options.secrets.get(name)?))));
+    command.envs(job.secret_names().iter().filter_map(|name| Some((name, options.secrets.get(name)?))));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).process_group(0);
     let name = options.program.display();
     command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))

@@ -1,0 +1,153 @@
+//! `mpcc run`: bring a pipeline up to date.
+
+use std::path::Path;
+use std::time::Duration;
+
+use mpcc_engine::cache::Store;
+use mpcc_engine::event::{Event, Summary, What};
+use mpcc_engine::executor::{ProcessExecutor, ProcessOptions};
+use mpcc_engine::journal::RunRecord;
+use mpcc_engine::plan::{NodeId, Plan, SelectError};
+use mpcc_engine::run::{Control, RunOptions};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+use super::{Answer, open, plan};
+use crate::cli::{PlanArgs, RunArgs};
+use crate::environment;
+use crate::invocation::Invocation;
+use crate::pipeline::{compile, inventory, secrets};
+use crate::report::Failure;
+use crate::ui::{Reporter, complain, reporter, say, summary, tables};
+
+/// Runs a pipeline; its exit code says how it went.
+pub(super) fn run(args: RunArgs, store: &Path) -> Answer {
+    if args.dry_run {
+        let RunArgs { pipeline, nodes, force, json, .. } = args;
+        return plan::plan(&PlanArgs { pipeline, nodes, force, json }, store);
+    }
+    let plan = compile(&args.pipeline.file, &args.pipeline.values)?;
+    let options = options(&plan, &args)?;
+    let executor = executor(&plan, &args)?;
+    let store = open(store)?;
+    let invocation = Invocation::new(&plan.file, &args.pipeline.values);
+    let view = View { reporter: reporter(args.json), record: None, invocation, store: store.clone() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::machine(format_args!("no threads: {error}")))?;
+    let (summary, view) = runtime.block_on(conduct(&plan, &store, options, &executor, view))?;
+    if !args.json {
+        close(&plan, &view);
+    }
+    Ok(summary.exit_code())
+}
+
+fn options(plan: &Plan, args: &RunArgs) -> Result<RunOptions, Failure> {
+    let nodes = plan.select(&args.nodes)?;
+    let forced =
+        args.force.iter().map(|name| plan.matching(name)).collect::<Result<Vec<Vec<NodeId>>, SelectError>>()?;
+    let host = inventory(&args.pipeline.values)?;
+    Ok(RunOptions {
+        forced: forced.into_iter().flatten().collect(),
+        keep_going: args.keep_going,
+        jobs: args.jobs,
+        ..RunOptions::new(nodes, host, now())
+    })
+}
+
+#[allow(clippy::disallowed_methods, reason = "the program injects the clock that the engine does not read")]
+fn now() -> jiff::Timestamp {
+    jiff::Timestamp::try_from(std::time::SystemTime::now()).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+}
+
+fn executor(plan: &Plan, args: &RunArgs) -> Result<ProcessExecutor, Failure> {
+    let environment = environment::for_children(&secrets(plan));
+    let program = std::env::current_exe();
+    let program = program.map_err(|error| Failure::machine(format_args!("where mpcc itself is: {error}")))?;
+    Ok(ProcessExecutor::new(ProcessOptions {
+        program,
+        arguments: vec!["worker".into()],
+        environment: environment.open,
+        secrets: environment.secrets,
+        grace: Duration::from_secs(args.grace),
+    }))
+}
+
+/// Runs and shows until both are done.
+async fn conduct(
+    plan: &Plan,
+    store: &Store,
+    options: RunOptions,
+    executor: &ProcessExecutor,
+    view: View,
+) -> Result<(Summary, View), Failure> {
+    let (events, seen) = mpsc::unbounded_channel();
+    let (control, orders) = mpsc::channel(2);
+    let signals = tokio::spawn(pass_signals(control));
+    let shown = tokio::spawn(view.show(seen));
+    let ended = mpcc_engine::run::run(plan, store, options, executor, events, orders).await;
+    signals.abort();
+    let view = shown.await.map_err(|error| Failure::machine(format_args!("the display broke: {error}")))?;
+    Ok((ended?, view))
+}
+
+/// The first SIGINT or SIGTERM drains, the second kills.
+async fn pass_signals(control: mpsc::Sender<Control>) {
+    let (Ok(mut interrupts), Ok(mut terminations)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return;
+    };
+    let mut order = Control::Drain;
+    loop {
+        tokio::select! {
+            _ = interrupts.recv() => {}
+            _ = terminations.recv() => {}
+        }
+        let hint = "stopping: running stages end in good order; again to kill them";
+        complain(if order == Control::Drain { hint } else { "killing what runs" });
+        if control.send(order).await.is_err() {
+            return;
+        }
+        order = Control::Kill;
+    }
+}
+
+/// What is seen of a run.
+struct View {
+    reporter: Box<dyn Reporter>,
+    record: Option<RunRecord>,
+    invocation: Invocation,
+    store: Store,
+}
+
+impl View {
+    async fn show(mut self, mut events: UnboundedReceiver<Event>) -> Self {
+        while let Some(event) = events.recv().await {
+            self.take(&event);
+        }
+        self
+    }
+
+    fn take(&mut self, event: &Event) {
+        if let What::RunStarted { run, .. } = &event.what {
+            self.record = RunRecord::begin(event);
+            if let Err(error) = self.invocation.keep(self.store.root(), run) {
+                complain(format_args!("warning: how this run was called is not kept: {error}"));
+            }
+        }
+        if let Some(record) = &mut self.record {
+            record.apply(event);
+        }
+        self.reporter.event(event);
+    }
+}
+
+/// Prints the tables and the summary.
+fn close(plan: &Plan, view: &View) {
+    let Some(record) = &view.record else { return };
+    for table in tables::tables(plan, record, &view.store) {
+        say(table);
+    }
+    for line in summary::summary(record) {
+        say(line);
+    }
+}

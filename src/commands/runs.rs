@@ -1,0 +1,54 @@
+//! `mpcc runs`: the runs a store has seen.
+
+use std::path::Path;
+
+use mpcc_engine::journal::{self, RunRecord};
+use serde_json::json;
+
+use super::{Answer, find_run, status};
+use crate::cli::RunsCommand;
+use crate::report::DONE;
+use crate::ui::json::to_line;
+use crate::ui::say;
+
+/// Lists runs or shows one.
+pub(super) fn runs(command: &RunsCommand, store: &Path) -> Answer {
+    match command {
+        RunsCommand::List { json } => list(store, *json),
+        RunsCommand::Show { run, digests, json } => {
+            let run = find_run(store, run.as_deref())?;
+            match (digests, json) {
+                (true, _) => digests_of(&run),
+                (_, true) => say(to_line(&run)),
+                _ => say(status::text(&run)),
+            }
+            Ok(DONE)
+        }
+    }
+}
+
+fn list(store: &Path, json: bool) -> Answer {
+    for id in journal::list(store)? {
+        // A run that was killed before its first line did nothing; a journal of a later version is not ours to read.
+        let Ok(run) = journal::read(store, &id) else { continue };
+        if json {
+            let line = json!({
+                "run": run.id, "pipeline": run.pipeline, "file": run.file, "profile": run.profile, "started": run.started,
+                "alive": run.alive, "summary": run.summary,
+            });
+            say(line);
+        } else {
+            say(status::headline(&run));
+        }
+    }
+    Ok(DONE)
+}
+
+/// `node`, `port`, `digest` with tabs between, one a line, in plan order.
+fn digests_of(run: &RunRecord) {
+    for node in &run.nodes {
+        for (port, artifact) in &node.outputs {
+            say(format_args!("{}\t{port}\t{}", node.header.node, artifact.digest));
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! From the command line to a plan.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use mpcc_engine::plan::{CompileOptions, Plan, Source};
+use mpcc_engine::resources::Inventory;
+
+use crate::cli::ValueArgs;
+use crate::environment;
+use crate::report::Failure;
+use crate::ui::complain;
+
+/// Compiles a pipeline for this host; its warnings go to standard error.
+pub(crate) fn compile(file: &Path, values: &ValueArgs) -> Result<Plan, Failure> {
+    let host = inventory(values)?;
+    let options = CompileOptions {
+        profile: values.profile.clone(),
+        sets: values.sets.clone(),
+        env_present: environment::names(),
+        gpus: Some(host.gpus.iter().map(|gpu| gpu.memory).collect()),
+        // A node that asks for more CPUs than there are gets all of them; too little memory is a lack of this host, listed by
+        // `plan` and refused by `run`, not a mistake of the pipeline.
+        cpus: 0,
+        memory: 0,
+        hub_cache: environment::hub_cache(),
+    };
+    let plan = mpcc_engine::plan::compile(file, &mpcc_stages::registry(), &options)?;
+    for warning in &plan.warnings {
+        complain(warning);
+    }
+    Ok(plan)
+}
+
+/// This host, or the one that `--inventory` states.
+pub(crate) fn inventory(values: &ValueArgs) -> Result<Inventory, Failure> {
+    match &values.inventory {
+        Some(text) => Inventory::fake(text).map_err(Failure::wrong),
+        None => Ok(Inventory::detect()),
+    }
+}
+
+/// Names of the environment variables that hold secrets of this plan.
+pub(crate) fn secrets(plan: &Plan) -> BTreeSet<String> {
+    let declared = plan.nodes.iter().flat_map(|node| node.secrets.iter().cloned());
+    let sources = plan.nodes.iter().flat_map(|node| node.inputs.iter().flat_map(|input| &input.sources));
+    let keys = sources.filter_map(|source| match source {
+        Source::Model(model) => model.settings.get("api_key_env")?.as_str().map(str::to_owned),
+        _ => None,
+    });
+    declared.chain(keys).collect()
+}

@@ -1,0 +1,101 @@
+//! Commands that look: status, logs, runs, show, graph, schema, doctor, cache, help.
+
+use super::bench::Bench;
+
+#[test]
+fn a_run_can_be_looked_at_afterwards() {
+    let bench = Bench::chain();
+    bench.mpcc("run pipeline.yaml").code(0);
+    bench.mpcc("run pipeline.yaml").code(0);
+    let status = bench.mpcc("status").code(0).out;
+    assert!(status.contains("chain (pipeline.yaml)") && status.contains("3 up to date"), "{status}");
+    assert_eq!(bench.mpcc("status --json").code(0).json()[0]["nodes"].as_array().unwrap().len(), 3);
+    let runs = bench.mpcc("runs list").code(0).out;
+    assert_eq!(runs.lines().count(), 2, "{runs}");
+    let first = runs.lines().last().unwrap().split(' ').next().unwrap();
+    assert!(bench.mpcc(&format!("runs show {first}")).code(0).out.contains("3 executed"));
+    bench.mpcc("runs show 1999").code(2);
+    let path = bench.mpcc("show report.report").code(0).out;
+    assert_eq!(std::fs::read_to_string(path.trim()).unwrap(), "2\n");
+    assert_eq!(bench.mpcc("show report").code(0).out, path);
+    assert!(bench.mpcc("show report.oops").code(2).err.contains("report"));
+    assert!(bench.mpcc("logs repotr").code(2).err.contains("did you mean `report`?"));
+    assert!(bench.mpcc("logs report --path").code(0).out.trim().ends_with(".log"), "an older run has the log");
+}
+
+#[test]
+fn graphs_are_drawn() {
+    let bench = Bench::chain();
+    let dot = bench.mpcc("graph pipeline.yaml").code(0).out;
+    assert!(dot.starts_with("digraph \"chain\"") && dot.contains("n0 -> n1;"), "{dot}");
+    let mermaid = bench.mpcc("graph pipeline.yaml --format mermaid --stages").code(0).out;
+    assert!(mermaid.starts_with("flowchart LR") && mermaid.contains("n1 --> n2"), "{mermaid}");
+}
+
+#[test]
+fn the_schema_is_json_and_names_every_kind() {
+    let bench = Bench::chain();
+    let schema: serde_json::Value = serde_json::from_str(&bench.mpcc("schema").code(0).out).unwrap();
+    let text = schema.to_string();
+    for kind in mpcc_stages::registry().kinds() {
+        assert!(text.contains(kind.name), "{}", kind.name);
+    }
+}
+
+#[test]
+fn doctor_tells_what_is_there_but_no_secrets() {
+    let mut bench = Bench::chain();
+    bench.variables.push(("OPENAI_API_KEY".into(), "sk-12345678".into()));
+    let text = bench.mpcc("doctor pipeline.yaml").code(0).out;
+    for expected in ["CPUs", "level", "memory", "disk", "GPUs", "Slurm", "OPENAI_API_KEY set", "HF_TOKEN not set"] {
+        assert!(text.contains(expected), "`{expected}` in {text}");
+    }
+    assert!(!text.contains("sk-12345678"));
+    let json: serde_json::Value = serde_json::from_str(&bench.mpcc("doctor --json").code(0).out).unwrap();
+    assert!(json["CPUs"]["found"]["count"].as_u64().unwrap() >= 1);
+    assert_eq!(json["API keys"]["found"]["OPENAI_API_KEY"], true);
+    assert!(!json.to_string().contains("sk-12345678"));
+}
+
+#[test]
+fn the_store_is_looked_after() {
+    let bench = Bench::chain();
+    bench.mpcc("run pipeline.yaml").code(0);
+    bench.mpcc("run pipeline.yaml --set word=b").code(0);
+    let stats: serde_json::Value = serde_json::from_str(&bench.mpcc("cache stats --json").code(0).out).unwrap();
+    assert_eq!(stats["entries"], 5, "three, then two");
+    bench.mpcc("cache verify").code(0);
+    assert!(bench.mpcc("cache gc --dry-run").code(0).out.contains("would free"));
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&bench.mpcc("cache gc --json").code(0).out).unwrap()["entries_kept"],
+        3
+    );
+    assert_eq!(bench.mpcc("run pipeline.yaml --set word=b --json").code(0).counts(), [0, 3, 0, 0]);
+
+    let object = bench.mpcc("show numbers").code(0).out;
+    let mut permissions = std::fs::metadata(object.trim()).unwrap().permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o644);
+    std::fs::set_permissions(object.trim(), permissions).unwrap();
+    std::fs::write(object.trim(), "rotten").unwrap();
+    let verify = bench.mpcc("cache verify").code(3).out;
+    assert!(verify.contains("damaged"), "{verify}");
+    assert_eq!(
+        bench.mpcc("run pipeline.yaml --set word=b --json").code(0).counts(),
+        [1, 2, 0, 0],
+        "only the damaged one"
+    );
+}
+
+#[test]
+fn every_command_has_help_with_examples() {
+    let bench = Bench::chain();
+    let help = bench.mpcc("--help").code(0).out;
+    for command in
+        ["run", "plan", "why", "graph", "status", "logs", "runs", "show", "cache", "schema", "doctor", "init"]
+    {
+        assert!(help.contains(&format!("\n  {command} ")), "{command}");
+        let own = bench.mpcc(&format!("{command} --help")).code(0).out;
+        assert!(own.contains("Examples:") && own.contains("--store"), "{command}: {own}");
+    }
+    assert!(!help.contains("worker"));
+}

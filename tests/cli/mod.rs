@@ -1,0 +1,10 @@
+//! The program from outside: hermetic, each test in a folder of its own with an environment of its own.
+
+mod bench;
+mod contract;
+mod crash;
+mod custom;
+mod errors;
+mod examples;
+mod look;
+mod stop;
