@@ -11,7 +11,7 @@
 //! | [`scene`] | one scene: things and their boxes |
 //! | [`glyphs`], [`render`] | what things look like; painting |
 //! | [`speech`] | captions, descriptions, reasoning, prompts |
-//! | [`lore`] | the pretraining corpus and its mix |
+//! | [`lore`], [`lessons`] | the pretraining corpus and its mix; sequences to learn from |
 //! | [`quiz`] | questions with options, in BLINK's form |
 //! | [`curate`] | the decisions of the world's author |
 //! | [`part`] | a part as a dataset |
@@ -23,6 +23,7 @@ pub mod ceiling;
 pub mod curate;
 pub mod glyphs;
 pub mod grammar;
+pub mod lessons;
 pub mod lore;
 pub mod part;
 pub mod quiz;
