@@ -4,7 +4,7 @@ use super::markdown;
 use super::table::Table;
 
 /// Every section as a `tabular`, its title and notes as comments.
-pub fn document(table: &Table) -> String {
+pub(super) fn document(table: &Table) -> String {
     table.all().map(tabular).collect::<Vec<_>>().join("\n")
 }
 

@@ -6,7 +6,7 @@ use super::table::{Cell, Table};
 const WIDE: usize = 4;
 
 /// One table: title, aligned columns, notes.
-pub fn table(table: &Table) -> String {
+pub(super) fn table(table: &Table) -> String {
     let short = table.columns.len() > WIDE;
     let shared = shared_counts(table);
     let mut grid = vec![header(table, &shared)];
