@@ -5,6 +5,8 @@
 //! training of two phases: captions until it sees, then the mix of conversations. Both phases take the lore in a
 //! seeded order, so a killed training goes on to the same bytes.
 
+use std::path::Path;
+
 use mpcc_engine::port::{PortType, Signature};
 use mpcc_engine::stage::{Context, ParamError, Stage, StageError};
 use mpcc_models::ModelError;
@@ -161,7 +163,13 @@ impl Stage for ModelPretrain {
         let mut lessons = Lessons::read(&ctx.input("lore")?.path, dataset)?;
         let vlm = self.fresh(ctx.seed, ctx.threads).map_err(failed)?;
         ctx.info(format!("{} parameters, {} words", vlm.weights().count(), words::vocabulary().len()));
-        let steps = self.train(&vlm, &mut lessons, ctx)?;
+        self.check_lore(&lessons)?;
+        std::fs::create_dir_all(&ctx.partial).map_err(|error| StageError::io(&ctx.partial, error))?;
+        let mut observe = |step: &LmStep| self.report(step, ctx);
+        let steps = self.train(&vlm, &mut lessons, ctx.seed, &ctx.partial, &mut observe).map_err(failed)?;
+        if steps.len() < self.steps() {
+            return Err(StageError::Cancelled);
+        }
         let last = steps.len().min(20).max(1);
         let loss = steps.iter().rev().take(last).map(|step| step.loss).sum::<f64>() / last as f64;
         ctx.metric("loss", loss);
@@ -256,23 +264,27 @@ impl ModelPretrain {
         Vlm::init(self.size.config(), assets()?, seed, &LoadOptions { threads, ..LoadOptions::default() })
     }
 
-    /// Trains `vlm` in place; checkpoints lie in the context's `partial` folder.
-    fn train(&self, vlm: &Vlm, lessons: &mut Lessons, ctx: &Context) -> Result<Vec<LmStep>, StageError> {
-        self.check_lore(lessons)?;
-        std::fs::create_dir_all(&ctx.partial).map_err(|error| StageError::io(&ctx.partial, error))?;
-        let checkpoints = Checkpoints { folder: ctx.partial.clone(), every: self.checkpoint };
-        let total = self.steps() as u64;
-        let mut observe = |step: &LmStep| {
-            ctx.progress(step.step as u64, total, "steps");
-            if step.step % 50 == 0 || step.step == self.caption_steps {
-                ctx.info(format!("step {} of {total}: loss {:.3}", step.step, step.loss));
-            }
-            if ctx.check_cancelled().is_err() { Verdict::Break(()) } else { Verdict::Continue(()) }
-        };
-        let mut batch = |step| self.batch(vlm, lessons, step, ctx.seed);
-        let steps =
-            lm::train(vlm, self.config(ctx.seed), &mut batch, Some(&checkpoints), &mut observe).map_err(failed)?;
-        if steps.len() < self.steps() { Err(StageError::Cancelled) } else { Ok(steps) }
+    /// Trains `vlm` in place with checkpoints in `folder`, which exists; `observe` sees each step and may stop.
+    fn train(
+        &self,
+        vlm: &Vlm,
+        lessons: &mut Lessons,
+        seed: u64,
+        folder: &Path,
+        observe: &mut dyn FnMut(&LmStep) -> Verdict,
+    ) -> Result<Vec<LmStep>, ModelError> {
+        let checkpoints = Checkpoints { folder: folder.to_owned(), every: self.checkpoint };
+        let mut batch = |step| self.batch(vlm, lessons, step, seed);
+        lm::train(vlm, self.config(seed), &mut batch, Some(&checkpoints), observe)
+    }
+
+    /// Tells the engine how far it is; stops when the run is being cancelled.
+    fn report(&self, step: &LmStep, ctx: &Context) -> Verdict {
+        ctx.progress(step.step as u64, self.steps() as u64, "steps");
+        if step.step % 50 == 0 || step.step == self.caption_steps {
+            ctx.info(format!("step {} of {}: loss {:.3}", step.step, self.steps(), step.loss));
+        }
+        if ctx.check_cancelled().is_err() { Verdict::Break(()) } else { Verdict::Continue(()) }
     }
 
     fn steps(&self) -> usize {
@@ -338,4 +350,112 @@ fn draw(
 /// The sum of all weights.
 fn weight(sequences: &[Sequence]) -> f32 {
     sequences.iter().flat_map(|sequence| &sequence.weights).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use mpcc_engine::harness::Harness;
+
+    use super::*;
+    use crate::scenes::ScenesGenerate;
+    use crate::world::part::Part;
+
+    fn tiny() -> ModelPretrain {
+        let size = Size {
+            hidden: 16,
+            layers: 1,
+            intermediate: 24,
+            heads: 2,
+            kv_heads: 1,
+            vision_hidden: 16,
+            vision_layers: 2,
+            vision_intermediate: 16,
+            vision_heads: 2,
+        };
+        ModelPretrain {
+            caption_steps: 3,
+            talk_steps: 4,
+            batch: 3,
+            text_batch: 2,
+            checkpoint: 2,
+            size,
+            ..ModelPretrain::default()
+        }
+    }
+
+    fn world(folder: &Path) -> BTreeMap<String, PathBuf> {
+        let stage = ScenesGenerate { part: Part::Pretrain, scenes: Some(12), tasks: 1 };
+        Harness::new(&folder.join("world")).run(&stage).unwrap()
+    }
+
+    fn lessons(world: &BTreeMap<String, PathBuf>) -> Lessons {
+        Lessons::read(&world["lore"], Dataset::open(&world["dataset"]).unwrap()).unwrap()
+    }
+
+    fn weights(vlm: &Vlm) -> Vec<Vec<f32>> {
+        let vars = vlm.weights().vars().values();
+        vars.map(|var| var.as_tensor().flatten_all().unwrap().to_vec1().unwrap()).collect()
+    }
+
+    /// The weights after training, interrupted after each of `stops`.
+    fn trained(world: &BTreeMap<String, PathBuf>, folder: &Path, stops: &[usize], threads: usize) -> Vec<Vec<f32>> {
+        let stage = tiny();
+        std::fs::create_dir_all(folder).unwrap();
+        for stop in stops.iter().chain([&usize::MAX]) {
+            let vlm = stage.fresh(5, threads).unwrap();
+            let mut observe =
+                |step: &LmStep| if step.step == *stop { Verdict::Break(()) } else { Verdict::Continue(()) };
+            let steps = stage.train(&vlm, &mut lessons(world), 5, folder, &mut observe).unwrap();
+            if *stop == usize::MAX {
+                assert_eq!(steps.len(), 7);
+                return weights(&vlm);
+            }
+        }
+        unreachable!("the last run is never interrupted")
+    }
+
+    #[test]
+    fn an_interrupted_training_ends_with_the_same_bytes_on_any_number_of_threads() {
+        let folder = tempfile::tempdir().unwrap();
+        let world = world(folder.path());
+        let whole = trained(&world, &folder.path().join("whole"), &[], 1);
+        assert_eq!(whole, trained(&world, &folder.path().join("parts"), &[1, 4], 2));
+    }
+
+    #[test]
+    fn the_stage_writes_a_model_that_loads_and_has_learned() {
+        let folder = tempfile::tempdir().unwrap();
+        let world = world(folder.path());
+        let stage = ModelPretrain { caption_steps: 12, talk_steps: 12, ..tiny() };
+        let harness = Harness::new(&folder.path().join("model"));
+        let harness = harness.input("dataset", &world["dataset"]).input("lore", &world["lore"]);
+        let notes = harness.notes.clone();
+        let outputs = harness.run(&stage).unwrap();
+        let vlm = Vlm::load(&outputs["model"], &LoadOptions::default()).unwrap();
+        assert_ne!(weights(&vlm), weights(&stage.fresh(17, 1).unwrap()));
+        let loss = notes.notes().into_iter().find_map(|note| match note {
+            mpcc_engine::stage::Note::Metric { name, value } if name == "loss" => Some(value),
+            _ => None,
+        });
+        let uniform = (words::vocabulary().len() as f64).ln();
+        assert!(loss.unwrap() < uniform, "{loss:?} {uniform}");
+    }
+
+    #[test]
+    fn lore_that_is_missing_or_broken_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let world = world(folder.path());
+        let open = || Dataset::open(&world["dataset"]).unwrap();
+        let path = folder.path().join("lore.jsonl");
+        std::fs::write(&path, "").unwrap();
+        assert!(Lessons::read(&path, open()).err().unwrap().to_string().contains("part: pretrain"));
+        std::fs::write(&path, "{}\n").unwrap();
+        assert!(Lessons::read(&path, open()).err().unwrap().to_string().contains("lore.jsonl:1: no conversation"));
+        let line = r#"{"kind":"talk","think":false,"images":[{"image":"x.jpg","hidden":null}],"turns":[]}"#;
+        std::fs::write(&path, line).unwrap();
+        assert!(Lessons::read(&path, open()).err().unwrap().to_string().contains("no picture `x.jpg`"));
+    }
 }
