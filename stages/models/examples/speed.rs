@@ -14,7 +14,9 @@ fn main() {
     let vlm = common::tiny(1, 1);
     for (prompts, seeds) in [(16, 8), (128, 1)] {
         let request = |salt| GenerateRequest {
-            prompt: Arc::new(vlm.prompt(&common::question(salt, 10), &[common::picture(salt)], true).expect("a prompt")),
+            prompt: Arc::new(
+                vlm.prompt(&common::question(salt, 10), &[common::picture(salt)], true).expect("a prompt"),
+            ),
             sampling: Sampling::at(1.0, 30),
             seeds: (0..seeds).collect(),
         };
@@ -32,6 +34,8 @@ fn main() {
             .expect("generation");
             best = best.min(start.elapsed().as_secs_f64());
         }
-        println!("{prompts} prompts x {seeds} samples: {best:.4} s for {tokens} tokens; prompts prepared in {preparing:.4} s");
+        println!(
+            "{prompts} prompts x {seeds} samples: {best:.4} s for {tokens} tokens; prompts prepared in {preparing:.4} s"
+        );
     }
 }

@@ -61,7 +61,8 @@ impl Vlm {
         }
         self.weights().with_slices(|slices| {
             let inference = Inference::new(self.config(), slices, self.threads())?;
-            let batch = Batch { vlm: self, inference, requests, rows: vec![], lanes: vec![], open: vec![], next: 0, cost: 0 };
+            let batch =
+                Batch { vlm: self, inference, requests, rows: vec![], lanes: vec![], open: vec![], next: 0, cost: 0 };
             batch.run(done)
         })
     }

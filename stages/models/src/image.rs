@@ -129,7 +129,7 @@ impl ImageProcessor {
         }
         let factor = self.patch_size * self.merge_size;
         if !self.do_resize {
-            if width as usize % factor != 0 || height as usize % factor != 0 {
+            if [width, height].iter().any(|side| !(*side as usize).is_multiple_of(factor)) {
                 return refuse(&format!("resizing is off, so both sides must be multiples of {factor}"));
             }
             return self.cut(image);

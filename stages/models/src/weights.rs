@@ -198,7 +198,8 @@ impl Weights {
     pub fn with_slices<R>(&self, work: impl FnOnce(&Slices<'_>) -> Result<R>) -> Result<R> {
         let held = self.vars.iter().map(|(name, var)| Ok((name.as_str(), Held::new(var.as_tensor())?)));
         let held: Vec<(&str, Held<'_>)> = held.collect::<Result<_>>()?;
-        let slices: Result<BTreeMap<&str, &[f32]>> = held.iter().map(|(name, held)| Ok((*name, held.slice()?))).collect();
+        let slices: Result<BTreeMap<&str, &[f32]>> =
+            held.iter().map(|(name, held)| Ok((*name, held.slice()?))).collect();
         work(&Slices(slices?))
     }
 

@@ -9,6 +9,8 @@ use crate::ops::HeadShape;
 
 /// Keys that one step of the score kernel takes.
 const STEP: usize = 16;
+/// Columns of the output whose sums stay in registers.
+const OUT: usize = 8;
 
 /// Keys and values of one layer.
 #[derive(Debug, Clone, Default)]
@@ -79,7 +81,14 @@ pub struct Seen<'a> {
 }
 
 /// What one row's query heads `[heads * head_dim]` gather from what the row sees, into `out` of the same width.
-pub fn attend(query: &[f32], seen: &[Seen<'_>], layer: usize, shape: HeadShape, scratch: &mut Vec<f32>, out: &mut [f32]) {
+pub fn attend(
+    query: &[f32],
+    seen: &[Seen<'_>],
+    layer: usize,
+    shape: HeadShape,
+    scratch: &mut Vec<f32>,
+    out: &mut [f32],
+) {
     let tokens: usize = seen.iter().map(|part| part.tokens).sum();
     scratch.clear();
     scratch.resize(tokens + STEP, 0.0);
@@ -100,16 +109,44 @@ wide! {
             start += part.tokens;
         }
         softmax_body(&mut scores[..tokens]);
-        out.fill(0.0);
-        start = 0;
-        for part in seen {
-            let (_, values) = part.stretch.head(layer, head, width);
-            for (weight, value) in scores[start..start + part.tokens].iter().zip(values.chunks_exact(width)) {
-                for (out, value) in out.iter_mut().zip(value) {
-                    *out += weight * value;
+        for first in (0..width).step_by(OUT) {
+            let last = (first + OUT).min(width);
+            let mut sums = [0.0f32; OUT];
+            start = 0;
+            for part in seen {
+                let (_, values) = part.stretch.head(layer, head, width);
+                let weights = &scores[start..start + part.tokens];
+                if last - first == OUT {
+                    weigh::<OUT>(weights, &values[first..], width, &mut sums);
+                } else {
+                    weigh_some(weights, &values[first..], width, &mut sums[..last - first]);
                 }
+                start += part.tokens;
             }
-            start += part.tokens;
+            out[first..last].copy_from_slice(&sums[..last - first]);
+        }
+    }
+}
+
+/// Adds `N` columns of weighted values to sums that stay in registers; keys in order.
+#[inline(always)]
+fn weigh<const N: usize>(weights: &[f32], values: &[f32], width: usize, sums: &mut [f32; N]) {
+    let mut own = *sums;
+    for (key, weight) in weights.iter().enumerate() {
+        let row: &[f32; N] = values[key * width..][..N].try_into().expect("N values");
+        for (sum, value) in own.iter_mut().zip(row) {
+            *sum += weight * value;
+        }
+    }
+    *sums = own;
+}
+
+/// [`weigh`] for the last columns, fewer than a register.
+#[inline(always)]
+fn weigh_some(weights: &[f32], values: &[f32], width: usize, sums: &mut [f32]) {
+    for (key, weight) in weights.iter().enumerate() {
+        for (sum, value) in sums.iter_mut().zip(&values[key * width..]) {
+            *sum += weight * value;
         }
     }
 }
@@ -117,17 +154,29 @@ wide! {
 /// Scaled scores of the first `tokens` keys; writes up to a whole step more.
 #[inline(always)]
 fn score_keys(query: &[f32], keys: &[f32], capacity: usize, tokens: usize, scale: f32, scores: &mut [f32]) {
-    for first in (0..tokens).step_by(STEP) {
-        let mut sums = [0.0f32; STEP];
-        for (d, q) in query.iter().enumerate() {
-            let row = &keys[d * capacity + first..][..STEP];
-            for (sum, key) in sums.iter_mut().zip(row) {
-                *sum += q * key;
-            }
+    let mut first = 0;
+    while first + 3 * STEP <= tokens.next_multiple_of(STEP) {
+        score_some::<{ 3 * STEP }>(query, &keys[first..], capacity, scale, &mut scores[first..]);
+        first += 3 * STEP;
+    }
+    while first < tokens {
+        score_some::<STEP>(query, &keys[first..], capacity, scale, &mut scores[first..]);
+        first += STEP;
+    }
+}
+
+/// Scaled scores of `N` keys, the head's width in order; the sums stay in registers.
+#[inline(always)]
+fn score_some<const N: usize>(query: &[f32], keys: &[f32], capacity: usize, scale: f32, scores: &mut [f32]) {
+    let mut sums = [0.0f32; N];
+    for (d, q) in query.iter().enumerate() {
+        let row: &[f32; N] = keys[d * capacity..][..N].try_into().expect("N keys");
+        for (sum, key) in sums.iter_mut().zip(row) {
+            *sum += q * key;
         }
-        for (score, sum) in scores[first..first + STEP].iter_mut().zip(sums) {
-            *score = sum * scale;
-        }
+    }
+    for (score, sum) in scores[..N].iter_mut().zip(sums) {
+        *score = sum * scale;
     }
 }
 
@@ -150,7 +199,8 @@ mod tests {
     fn stretch(tokens: std::ops::Range<usize>) -> Stretch {
         let mut made = Stretch::with_capacity(1, SHAPE, tokens.len());
         for (offset, token) in tokens.clone().enumerate() {
-            let row = |salt: usize| (0..6).map(|d| ((token * 13 + d * 5 + salt) as f32 * 0.31).sin()).collect::<Vec<_>>();
+            let row =
+                |salt: usize| (0..6).map(|d| ((token * 13 + d * 5 + salt) as f32 * 0.31).sin()).collect::<Vec<_>>();
             made.put(0, offset, SHAPE, &row(1), &row(2));
         }
         made.advance(tokens.len());

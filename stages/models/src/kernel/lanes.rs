@@ -43,6 +43,8 @@ pub(crate) trait Lanes {
     unsafe fn store(to: *mut f32, value: Self::V);
     /// `a * b + c`, rounded once.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Eight rows of eight values, `from_row` apart, written as columns: row `i` becomes the `i`-th value of rows `to_row` apart.
+    unsafe fn transpose(from: *const f32, from_row: usize, to: *mut f32, to_row: usize);
 }
 
 /// One lane, fused by the standard library.
@@ -68,6 +70,43 @@ impl Lanes for Plain {
     #[inline(always)]
     unsafe fn fma(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
+    }
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+        for i in 0..8 {
+            for j in 0..8 {
+                // SAFETY: the caller's pointers reach eight rows of eight values.
+                unsafe { *to.add(j * to_row + i) = *from.add(i * from_row + j) };
+            }
+        }
+    }
+}
+
+/// Eight by eight in registers: pairs, then quads, then halves.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn transpose_avx(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller has checked the processor and the pointers.
+    unsafe {
+        let r: [__m256; 8] = std::array::from_fn(|i| _mm256_loadu_ps(from.add(i * from_row)));
+        let mut pairs = r;
+        for i in 0..4 {
+            pairs[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+            pairs[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+        }
+        let mut quads = r;
+        for i in 0..2 {
+            let p = &pairs[4 * i..4 * i + 4];
+            quads[4 * i] = _mm256_shuffle_ps::<0x44>(p[0], p[2]);
+            quads[4 * i + 1] = _mm256_shuffle_ps::<0xee>(p[0], p[2]);
+            quads[4 * i + 2] = _mm256_shuffle_ps::<0x44>(p[1], p[3]);
+            quads[4 * i + 3] = _mm256_shuffle_ps::<0xee>(p[1], p[3]);
+        }
+        for i in 0..4 {
+            _mm256_storeu_ps(to.add(i * to_row), _mm256_permute2f128_ps::<0x20>(quads[i], quads[i + 4]));
+            _mm256_storeu_ps(to.add((i + 4) * to_row), _mm256_permute2f128_ps::<0x31>(quads[i], quads[i + 4]));
+        }
     }
 }
 
@@ -99,6 +138,11 @@ macro_rules! x86_lanes {
             unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
                 // SAFETY: the caller has checked the processor.
                 unsafe { std::arch::x86_64::$fma(a, b, c) }
+            }
+            #[inline(always)]
+            unsafe fn transpose(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+                // SAFETY: the caller has checked the processor and the pointers.
+                unsafe { transpose_avx(from, from_row, to, to_row) }
             }
         }
     };

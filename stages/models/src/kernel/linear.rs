@@ -3,7 +3,10 @@
 //! Rows are taken in blocks of two registers. A block is turned so that its rows lie across the lanes; then each weight is one
 //! broadcast that multiplies all rows of the block, and each output has one accumulator that runs over the input width.
 
-#![allow(unsafe_code, reason = "calls vector code behind a run-time check and walks slices by pointer in the inner loop")]
+#![allow(
+    unsafe_code,
+    reason = "calls vector code behind a run-time check and walks slices by pointer in the inner loop"
+)]
 
 use rayon::prelude::*;
 
@@ -136,45 +139,66 @@ unsafe fn rows_by_outputs<L: Lanes, const R: usize>(x: &[f32], matrix: Matrix<'_
     let (rows, out, width) = (x.len() / matrix.width, matrix.out(), matrix.width);
     let span = R * L::N;
     let mut panel = vec![0.0f32; width * span];
-    for (row, values) in x.chunks_exact(width).enumerate() {
-        for (k, value) in values.iter().enumerate() {
-            panel[k * span + row] = *value;
-        }
-    }
+    // SAFETY: `x` has `rows` rows of `width`, the panel `width` rows of `span >= rows`.
+    unsafe { turn::<L>(x, rows, width, width, &mut panel, span) };
     let mut tile = [0.0f32; TILE * DEEP * 16];
     for first in (0..out).step_by(TILE) {
         let count = TILE.min(out - first);
         let weight = &matrix.weight[first * width..(first + count) * width];
-        if count == TILE {
-            // SAFETY: the tile's weights, the panel and the buffer have the lengths that the counts say.
-            unsafe { multiply::<L, R, TILE>(weight, &panel, width, &mut tile) };
-        } else {
-            for (j, row) in weight.chunks_exact(width).enumerate() {
-                // SAFETY: as above, one output at a time.
-                unsafe { multiply::<L, R, 1>(row, &panel, width, &mut tile[j * span..]) };
-            }
+        let mut start = [0.0; TILE];
+        if let Some(bias) = matrix.bias {
+            start[..count].copy_from_slice(&bias[first..first + count]);
         }
-        for row in 0..rows {
-            let to = &mut y[row * out + first..][..count];
-            for (j, value) in to.iter_mut().enumerate() {
-                *value = tile[j * span + row] + matrix.bias.map_or(0.0, |bias| bias[first + j]);
+        // SAFETY: the tile's weights, the panel and the buffers have the lengths that the counts say.
+        unsafe {
+            if count == TILE {
+                multiply::<L, R, TILE>(weight, &panel, width, &start, &mut tile);
+            } else {
+                for (j, row) in weight.chunks_exact(width).enumerate() {
+                    multiply::<L, R, 1>(row, &panel, width, &start[j..], &mut tile[j * span..]);
+                }
             }
+            turn::<L>(&tile, count, span, rows, &mut y[first..], out);
         }
     }
 }
 
-/// `J` outputs times `R` registers of rows: `tile[j][row] = sum over k of weight[j][k] * panel[k][row]`.
+/// Writes `from`'s rows (`from_row` apart, the first `columns` values of each) as columns of `to`, whose rows are `to_row` apart.
+#[inline(always)]
+unsafe fn turn<L: Lanes>(from: &[f32], rows: usize, from_row: usize, columns: usize, to: &mut [f32], to_row: usize) {
+    assert!(from.len() >= (rows - 1) * from_row + columns && to.len() >= (columns - 1) * to_row + rows, "bounds");
+    let (whole_rows, whole_columns) = (rows / 8 * 8, columns / 8 * 8);
+    for row in (0..whole_rows).step_by(8) {
+        for column in (0..whole_columns).step_by(8) {
+            let (read, write) = (row * from_row + column, column * to_row + row);
+            // SAFETY: the assertion covers eight rows and columns from here, on both sides.
+            unsafe { L::transpose(from.as_ptr().add(read), from_row, to.as_mut_ptr().add(write), to_row) };
+        }
+    }
+    for row in 0..rows {
+        let done = if row < whole_rows { whole_columns } else { 0 };
+        for column in done..columns {
+            to[column * to_row + row] = from[row * from_row + column];
+        }
+    }
+}
+
+/// `J` outputs times `R` registers of rows: `tile[j][row] = start[j] + sum over k of weight[j][k] * panel[k][row]`.
 #[inline(always)]
 unsafe fn multiply<L: Lanes, const R: usize, const J: usize>(
     weight: &[f32],
     panel: &[f32],
     width: usize,
+    start: &[f32],
     tile: &mut [f32],
 ) {
     assert!(weight.len() >= J * width && panel.len() >= width * R * L::N && tile.len() >= J * R * L::N, "tile bounds");
     // SAFETY: the assertion covers every offset below.
     unsafe {
         let mut sums = [[L::splat(0.0); R]; J];
+        for (sums, start) in sums.iter_mut().zip(start) {
+            *sums = [L::splat(*start); R];
+        }
         for k in 0..width {
             let mut rows = [L::splat(0.0); R];
             for (r, row) in rows.iter_mut().enumerate() {
@@ -235,7 +259,10 @@ mod tests {
                 for threads in [1, 3] {
                     let mut y = vec![];
                     linear_at(level, &x[..rows * width], matrix, &mut y, threads);
-                    assert!(y.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits()), "{level:?} {rows} {threads}");
+                    assert!(
+                        y.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits()),
+                        "{level:?} {rows} {threads}"
+                    );
                 }
             }
         }

@@ -5,7 +5,7 @@
 //!
 //! | kernel | order of summation | vector lanes run over |
 //! |---|---|---|
-//! | [`linear`] | input width, one fused multiply-add a step, one accumulator an output | rows of the batch |
+//! | [`linear`] | bias, then the input width, one fused multiply-add a step, one accumulator an output | rows of the batch |
 //! | [`scores`](attend) | head width, multiply then add | keys |
 //! | [`values`](attend) | keys, multiply then add | head width |
 //! | norms, sums of softmax | 16 interleaved partial sums, then a fixed tree | width |

@@ -82,10 +82,25 @@ wide! {
     }
 }
 
+/// The largest value; partial maxima vectorise, and their order does not matter.
+#[inline(always)]
+fn largest(values: &[f32]) -> f32 {
+    let greater = |a: f32, b: f32| if b > a { b } else { a };
+    let mut parts = [f32::NEG_INFINITY; 16];
+    let chunks = values.chunks_exact(16);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (part, value) in parts.iter_mut().zip(chunk) {
+            *part = greater(*part, *value);
+        }
+    }
+    parts.iter().chain(rest).fold(f32::NEG_INFINITY, |top, value| greater(top, *value))
+}
+
 /// The body of [`softmax`], for kernels that are compiled wide themselves.
 #[inline(always)]
 pub(crate) fn softmax_body(scores: &mut [f32]) {
-    let top = scores.iter().fold(f32::NEG_INFINITY, |top, s| top.max(*s));
+    let top = largest(scores);
     for score in scores.iter_mut() {
         *score = exp(*score - top);
     }
@@ -97,7 +112,7 @@ pub(crate) fn softmax_body(scores: &mut [f32]) {
 
 /// `ln` of the sum of exponentials, accumulated in f64.
 pub fn log_sum_exp(values: &[f32]) -> f64 {
-    let top = values.iter().fold(f32::NEG_INFINITY, |top, v| top.max(*v));
+    let top = largest(values);
     let sum: f64 = values.iter().map(|v| f64::from(exp(v - top))).sum();
     f64::from(top) + sum.ln()
 }

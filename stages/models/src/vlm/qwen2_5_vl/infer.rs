@@ -191,7 +191,7 @@ impl<'a> Inference<'a> {
             lanes[*lane].own.put(index, *offset, shape, &row[q..q + kv], &row[q + kv..]);
         }
         let lanes = &*lanes;
-        let gather = |scratch: &mut Vec<f32>, ((row, out), place): ((&[f32], &mut [f32]), &(usize, usize))| {
+        let gather = |scratch: &mut Vec<f32>, ((row, out), place): (RowPair<'_>, &(usize, usize))| {
             let lane = &lanes[place.0];
             let earlier = lane.context.iter().map(|stretch| Seen { stretch, tokens: stretch.len() });
             let own = Seen { stretch: &lane.own, tokens: lane.own.len() + place.1 + 1 };
@@ -217,6 +217,9 @@ impl<'a> Inference<'a> {
         linear(hidden, head, out, self.threads);
     }
 }
+
+/// A row of packed projections and the row that attention writes for it.
+type RowPair<'a> = (&'a [f32], &'a mut [f32]);
 
 /// For every row its lane and its place among the lane's new tokens.
 fn places(counts: &[usize]) -> Vec<(usize, usize)> {

@@ -67,8 +67,10 @@ impl TextRope {
     pub fn angles(&self, positions: &[Vec<u32>; 3]) -> Angles {
         let rows = positions[0].len();
         let mut angles = Angles::with_capacity(rows, 2 * self.table.len());
-        for row in 0..rows {
-            angles.push_row(self.table.iter().map(|&(frequency, axis)| positions[axis][row] as f32 * frequency));
+        let [times, heights, widths] = positions;
+        for ((time, height), width) in times.iter().zip(heights).zip(widths) {
+            let place = [*time, *height, *width];
+            angles.push_row(self.table.iter().map(|&(frequency, axis)| place[axis] as f32 * frequency));
         }
         angles
     }
