@@ -74,7 +74,7 @@ fn memory(host: &Inventory) -> Finding {
 /// Free space where the store is, or would be.
 fn disk(store: &Path) -> Finding {
     let disks = Disks::new_with_refreshed_list().ok();
-    let holding = disks.iter().flat_map(|disks| disks.list()).filter(|disk| store.starts_with(disk.mount_point()));
+    let holding = disks.iter().flat_map(|disks| disks.iter()).filter(|disk| store.starts_with(disk.mount_point()));
     let nearest = holding.max_by_key(|disk| disk.mount_point().as_os_str().len());
     let free = nearest.map(|disk| disk.available_space());
     let little = free.is_some_and(|free| free < DISK_ENOUGH);
