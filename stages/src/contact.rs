@@ -131,10 +131,12 @@ impl ExportContact {
     fn tile(&self, dataset: &Dataset, subject: &Subject) -> Result<Tile, StageError> {
         let region = &subject.region;
         let masked = MaskedImage::open(dataset, region, &self.mask)?;
-        let mut open = dataset.open_rgb(&region.image)?;
-        frame(&mut open, region.bbox);
+        let picture = dataset.open_rgb(&region.image)?;
+        let mut open = self.shrunk(&picture);
+        let scale = f64::from(open.width()) / f64::from(picture.width());
+        frame(&mut open, region.bbox.map(|value| value * scale));
         let caption = caption(subject, masked.leak());
-        Ok(Tile { open: self.shrunk(&open), masked: self.shrunk(masked.pixels()), caption })
+        Ok(Tile { open, masked: self.shrunk(masked.pixels()), caption })
     }
 
     fn shrunk(&self, picture: &RgbImage) -> RgbImage {
@@ -187,7 +189,7 @@ fn caption(subject: &Subject, leak: Leak) -> [String; 2] {
     };
     let about = subject.about.as_ref().map_or(String::new(), |about| format!(", {about}"));
     [
-        format!("{}{about}, {width:.0}-{height:.0} px, {shows}", region.category),
+        format!("{}{about}, {width:.0} x {height:.0} px, {shows}", region.category),
         format!("{} #{}", region.image, region.annotation),
     ]
 }

@@ -288,6 +288,15 @@ mod tests {
     }
 
     #[test]
+    fn the_markdown_reads_well() {
+        let table = stage(Layout::MethodsBySplit, PaperTable::Table4, None).build(&methods()).unwrap();
+        insta::assert_snapshot!("table4", table.markdown());
+        let observations = Observations(vec![observed("base", "", 100, 40), observed("Bayes ceiling", "", 100, 90)]);
+        let table = stage(Layout::ModelsByDifficulty, PaperTable::Table2, None).build(&observations).unwrap();
+        insta::assert_snapshot!("table2", table.markdown());
+    }
+
+    #[test]
     fn differences_are_shown_on_the_papers_data_only() {
         let table =
             stage(Layout::MethodsBySplit, PaperTable::Table4, Some("mpcc-eval-coco")).build(&methods()).unwrap();
