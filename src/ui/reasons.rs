@@ -22,23 +22,30 @@ pub(crate) fn reason(reason: &Reason) -> String {
 
 /// `params.threshold 6 -> 7`.
 pub(crate) fn change(change: &Change) -> String {
-    let side = |value: &Option<Value>| value.as_ref().map_or_else(|| "(none)".to_owned(), value_text);
-    format!("{} {} -> {}", change.field, side(&change.old), side(&change.new))
+    let [old, new] =
+        [&change.old, &change.new].map(|value| value.as_ref().map_or_else(|| "(none)".to_owned(), value_text));
+    let same = old.chars().zip(new.chars()).take_while(|(a, b)| a == b).count();
+    format!("{} {} -> {}", change.field, window(&old, same), window(&new, same))
 }
 
-/// A value on one line; digests and long texts are cut.
+/// A value on one line; digests are cut.
 fn value_text(value: &Value) -> String {
-    let text = match value {
+    match value {
         Value::String(text) => short_digest(text).unwrap_or_else(|| serde_json::to_string(text).expect("plain data")),
         other => other.to_string(),
-    };
-    if text.chars().count() <= SHOWN {
-        return text;
     }
-    let half = SHOWN / 2;
-    let head: String = text.chars().take(half).collect();
-    let tail: Vec<char> = text.chars().rev().take(half).collect();
-    format!("{head}...{}", tail.into_iter().rev().collect::<String>())
+}
+
+/// The part of a long text around the character `at`, where it begins to differ.
+fn window(text: &str, at: usize) -> String {
+    let length = text.chars().count();
+    if length <= SHOWN {
+        return text.to_owned();
+    }
+    let start = at.saturating_sub(SHOWN / 2).min(length - SHOWN);
+    let part: String = text.chars().skip(start).take(SHOWN).collect();
+    let (before, after) = (if start > 0 { "..." } else { "" }, if start + SHOWN < length { "..." } else { "" });
+    format!("{before}{part}{after}")
 }
 
 /// `file:0123456789ab` of a value that names an artifact.
@@ -63,7 +70,8 @@ mod tests {
         assert_eq!(changed(None, Some(json!("a b"))), "params.x (none) -> \"a b\"");
         let digest = format!("tree:{}", "ab".repeat(32));
         assert_eq!(changed(Some(json!(digest)), None), "params.x tree:abababababab -> (none)");
-        let long = changed(Some(json!("x".repeat(500))), Some(json!([1])));
-        assert!(long.len() < 100 && long.ends_with("-> [1]"), "{long}");
+        let long = |middle: &str| Some(json!(format!("{0}{middle}{0}", "x".repeat(300))));
+        let text = changed(long("old"), long("new"));
+        assert!(text.len() < 170 && text.contains("xold") && text.contains("xnewx"), "{text}");
     }
 }

@@ -57,7 +57,7 @@ fn a_record_stage_in_python() {
     runs_twice(&bench, "records.yaml", 2);
     let path = bench.mpcc("show counted").code(0).out;
     let counted = std::fs::read_to_string(path.trim()).unwrap();
-    assert!(counted.starts_with("{\"id\": \"c1\", \"words\": 9}\n"), "{counted}");
+    assert!(counted.starts_with("{\"id\": \"c1\", \"words\": 10}\n"), "{counted}");
     bench.write("captions.jsonl", &(bench.read("captions.jsonl") + "{\"id\": \"c7\", \"caption\": \"New.\"}\n"));
     let run = bench.mpcc("run records.yaml --json").code(0);
     let finished = run.json().into_iter().find(|event| event["event"] == "node.finished").unwrap();

@@ -61,14 +61,16 @@ fn doctor_tells_what_is_there_but_no_secrets() {
 fn the_store_is_looked_after() {
     let bench = Bench::chain();
     bench.mpcc("run pipeline.yaml").code(0);
+    bench.mpcc("run pipeline.yaml --set word=zz").code(0);
     bench.mpcc("run pipeline.yaml --set word=b").code(0);
     let stats: serde_json::Value = serde_json::from_str(&bench.mpcc("cache stats --json").code(0).out).unwrap();
-    assert_eq!(stats["entries"], 5, "three, then two");
+    assert_eq!(stats["entries"], 7, "three, then two, then two");
     bench.mpcc("cache verify").code(0);
     assert!(bench.mpcc("cache gc --dry-run").code(0).out.contains("would free"));
     assert_eq!(
         serde_json::from_str::<serde_json::Value>(&bench.mpcc("cache gc --json").code(0).out).unwrap()["entries_kept"],
-        3
+        5,
+        "of each node the latest and the one before it"
     );
     assert_eq!(bench.mpcc("run pipeline.yaml --set word=b --json").code(0).counts(), [0, 3, 0, 0]);
 
