@@ -4,7 +4,7 @@
 //! header. Data order and draws are functions of the seed and the step, so nothing else is needed. Older files go once a
 //! newer one stands; a torn file never has the final name.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -45,11 +45,12 @@ impl Checkpoints {
         let named = weights.vars().iter().map(|(name, var)| (format!("weight.{name}"), var.as_tensor().clone()));
         let tensors: BTreeMap<String, Tensor> = named.chain(optimiser.state()?).collect();
         #[expect(clippy::disallowed_types, reason = "the writer's signature; one entry, nothing iterates")]
-        let header = HashMap::from([(LOG.to_owned(), log.join("\n"))]);
+        let header = std::collections::HashMap::from([(LOG.to_owned(), log.join("\n"))]);
         let path = self.path(steps);
         let partial = path.with_extension("partial");
         let failed = |source: std::io::Error| ModelError::Write { path: partial.clone(), source };
-        let bytes = safetensors::serialize(&tensors, Some(header)).map_err(|error| failed(std::io::Error::other(error)))?;
+        let bytes =
+            safetensors::serialize(&tensors, Some(header)).map_err(|error| failed(std::io::Error::other(error)))?;
         std::fs::write(&partial, bytes).map_err(failed)?;
         std::fs::rename(&partial, &path).map_err(failed)?;
         for (older, file) in self.files() {
@@ -78,7 +79,7 @@ impl Checkpoints {
             let tensor = tensors.get(&key).ok_or_else(|| broken(format!("no `{key}`")))?;
             var.set(&tensor.to_device(var.device())?)?;
         }
-        optimiser.restore(&tensors, steps as u64)?;
+        optimiser.restore(&tensors)?;
         Ok(Resumed { steps, log: log.lines().map(str::to_owned).collect() })
     }
 

@@ -192,6 +192,11 @@ impl Group {
     fn rewards(&self) -> Vec<f64> {
         self.members.iter().map(|member| member.sample.terms.iter().sum()).collect()
     }
+
+    /// Whether nobody in it did better than another, so that all advantages are zero.
+    fn dead(&self) -> bool {
+        self.members.iter().all(|member| member.sample.advantage == 0.0)
+    }
 }
 
 /// Draws and scores the responses of a step, given trajectories included.
@@ -206,7 +211,7 @@ fn draw(
     let mut rng = stream(config.steps.seed, 2, step);
     let request = |&task: &usize| GenerateRequest {
         prompt: tasks[task].prompt.clone(),
-        sampling: config.sampling.clone(),
+        sampling: config.sampling,
         seeds: (0..own_samples(config, &tasks[task])).map(|_| rng.next_u64()).collect(),
     };
     let requests: Vec<GenerateRequest> = drawn.iter().map(request).collect();
@@ -331,9 +336,7 @@ impl Learner<'_, '_> {
 
     /// Packs the live responses of a step; `None` when there is none.
     fn lesson(&mut self, groups: &[Group]) -> Result<Option<Lesson>> {
-        let live = |member: &&Member| {
-            member.sample.advantage != 0.0 && !(self.config.mask_truncated && !member.sample.finished)
-        };
+        let live = |member: &&Member| !self.config.mask_truncated || member.sample.finished;
         let responses: usize = groups.iter().map(|group| group.members.len()).sum();
         let all: usize = groups.iter().flat_map(|group| &group.members).map(|member| member.ids.len()).sum();
         let (mut batch, mut spans) = (Batch::new(), Vec::new());
@@ -341,7 +344,7 @@ impl Learner<'_, '_> {
         let mut places = Vec::new();
         for group in groups {
             let members: Vec<&Member> = group.members.iter().filter(live).collect();
-            if members.is_empty() {
+            if members.is_empty() || group.dead() {
                 continue;
             }
             let prompt = &self.tasks[group.task].prompt;

@@ -1,20 +1,16 @@
 //! Log-probabilities of given tokens, through which gradients flow.
 
-use candle_core::{D, Tensor};
-use candle_nn::ops::log_softmax;
+use candle_core::{DType, Tensor};
 
 use crate::error::Result;
-use crate::ops::linear;
+use crate::ops::token_logprobs;
 
-/// Log-probability of `targets[i]` predicted by hidden row `rows[i]`: `hidden` `[n, d]`, `head` `[V, d]` to `[rows.len()]`.
+/// Log-probability, in f32, of `targets[i]` predicted by hidden row `rows[i]`: `hidden` `[n, d]`, `head` `[V, d]` to `[rows.len()]`.
 ///
 /// # Errors
-/// When the shapes do not fit or an index is out of range.
+/// When the shapes do not fit, an index is out of range, or there is no token.
 pub fn logprobs(hidden: &Tensor, head: &Tensor, rows: &[u32], targets: &[u32]) -> Result<Tensor> {
-    let rows = Tensor::new(rows, hidden.device())?;
-    let targets = Tensor::new(targets, hidden.device())?.unsqueeze(1)?;
-    let logits = linear(&hidden.index_select(&rows, 0)?, head, None)?;
-    Ok(log_softmax(&logits, D::Minus1)?.gather(&targets, 1)?.squeeze(1)?)
+    Ok(token_logprobs(hidden, head, rows, targets)?.to_dtype(DType::F32)?)
 }
 
 /// The sum of `coefficients[i]` times the log-probability of `targets[i]` at `rows[i]`, and nothing else: every loss that is

@@ -11,6 +11,9 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::error::{ModelError, Result};
 
+/// The number of steps in a checkpoint; it differs from the trainer's where a step takes several updates.
+const STEPS: &str = "optimiser.steps";
+
 /// Settings of [`AdamW`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWConfig {
@@ -109,7 +112,7 @@ impl AdamW {
         self.slots.iter().map(squares).sum::<f64>().sqrt()
     }
 
-    /// Moments by variable name, `first.` and `second.` in front, for a checkpoint.
+    /// Moments by variable name, `first.` and `second.` in front, and the number of steps taken, for a checkpoint.
     ///
     /// # Errors
     /// When a tensor cannot be made.
@@ -121,24 +124,28 @@ impl AdamW {
                 state.insert(format!("{moment}.{}", slot.name), tensor);
             }
         }
+        state.insert(STEPS.to_owned(), Tensor::new(&[self.steps as i64], &Device::Cpu)?);
         Ok(state)
     }
 
-    /// Takes moments from a checkpoint written after `steps` steps; weights are read from the variables anew.
+    /// Takes moments and steps from a checkpoint; weights are read from the variables anew.
     ///
     /// # Errors
     /// When a moment is missing or has another size.
-    pub fn restore(&mut self, state: &BTreeMap<String, Tensor>, steps: u64) -> Result<()> {
+    pub fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let steps = state.get(STEPS).ok_or_else(|| ModelError::Setting(format!("the checkpoint has no `{STEPS}`")))?;
+        self.steps = steps.to_vec1::<i64>()?.iter().sum::<i64>() as u64;
         for slot in &mut self.slots {
             slot.weight = flat(slot.var.as_tensor())?;
             for (moment, values) in [("first", &mut slot.first), ("second", &mut slot.second)] {
                 let key = format!("{moment}.{}", slot.name);
-                let missing = || ModelError::Setting(format!("the checkpoint has no `{key}` of {} values", values.len()));
-                let tensor = state.get(&key).filter(|tensor| tensor.elem_count() == values.len()).ok_or_else(missing)?;
+                let missing =
+                    || ModelError::Setting(format!("the checkpoint has no `{key}` of {} values", values.len()));
+                let tensor =
+                    state.get(&key).filter(|tensor| tensor.elem_count() == values.len()).ok_or_else(missing)?;
                 *values = flat(tensor)?;
             }
         }
-        self.steps = steps;
         Ok(())
     }
 }
@@ -236,7 +243,7 @@ mod tests {
         }
         let (state, twin) = (adam.state().unwrap(), Var::from_tensor(&var.as_tensor().copy().unwrap()).unwrap());
         let mut other = optimiser(&twin, AdamWConfig::default());
-        other.restore(&state, 3).unwrap();
+        other.restore(&state).unwrap();
         for (adam, var) in [(&mut adam, &var), (&mut other, &twin)] {
             adam.gather(&quadratic(var), 1.0).unwrap();
             adam.step(0.1).unwrap();

@@ -77,8 +77,8 @@ impl Attention {
         let (rows, width) = qkv.shape().dims2()?;
         let shape = self.shape;
         if shape.kv_heads == 0
-            || shape.heads % shape.kv_heads != 0
-            || shape.head_dim % 2 != 0
+            || !shape.heads.is_multiple_of(shape.kv_heads)
+            || !shape.head_dim.is_multiple_of(2)
             || width != shape.qkv_width()
         {
             bail!("attention: rows of {width} values do not divide into {shape:?}");

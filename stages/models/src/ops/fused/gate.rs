@@ -20,7 +20,7 @@ impl CustomOp1 for SwiGlu {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, double) = layout.shape().dims2()?;
-        if double == 0 || double % 2 != 0 {
+        if double == 0 || !double.is_multiple_of(2) {
             bail!("swiglu: rows of {double} values hold no gate and gated half");
         }
         let mut out = vec![0.0; rows * double / 2];
