@@ -181,8 +181,14 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Draws a row's next token; whether it was the last.
+    /// Draws a row's next token; whether it was the last. A drawn answer never holds the placeholder of a picture: there is
+    /// no picture to stand for, and training on the answer would look for one.
     fn take(&self, row: &mut Row, logits: &mut [f32]) -> bool {
+        if self.requests[row.request].sampling.temperature > 0.0
+            && let Some(logit) = logits.get_mut(self.vlm.config().image_token_id as usize)
+        {
+            *logit = f32::NEG_INFINITY;
+        }
         let id = row.sampler.draw(logits);
         row.ids.push(id);
         self.vlm.eos().contains(&id) || row.ids.len() >= self.requests[row.request].sampling.max_new_tokens

@@ -43,7 +43,8 @@ fn greedy_answers_are_pytorchs() {
     let cases = cases["cases"].as_array().unwrap();
     let requests = cases.iter().map(|case| {
         let mut images = vec![];
-        let turns: Vec<Turn> = case["turns"].as_array().unwrap().iter().map(|turn| turn_of(turn, &mut images)).collect();
+        let turns: Vec<Turn> =
+            case["turns"].as_array().unwrap().iter().map(|turn| turn_of(turn, &mut images)).collect();
         let prompt = Arc::new(vlm.prompt(&turns, &images, true).unwrap());
         GenerateRequest { prompt, sampling: Sampling::greedy(14), seeds: vec![0] }
     });
@@ -92,6 +93,7 @@ fn an_answer_depends_on_its_prompt_and_seed_alone() {
     }
     let lengths: Vec<usize> = together.iter().flatten().map(|completion| completion.ids.len()).collect();
     assert!(lengths.iter().any(|length| *length < 24) && lengths.contains(&24), "rows end early and late: {lengths:?}");
+    assert!(together.iter().flatten().all(|c| !c.ids.contains(&5)), "no answer holds a picture's placeholder");
     assert!(together.iter().flatten().all(|c| c.finished == (*c.ids.last().unwrap() == 2)));
 }
 

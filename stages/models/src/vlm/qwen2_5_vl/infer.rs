@@ -123,7 +123,7 @@ impl<'a> Inference<'a> {
         Ok(())
     }
 
-    /// Embedded rows of tokens that the model wrote itself: an image token among them is a token like any other.
+    /// Embedded rows of text tokens behind a prompt; no picture is looked for.
     ///
     /// # Errors
     /// When a token is outside the vocabulary.
