@@ -9,7 +9,11 @@ const WIDE: usize = 4;
 pub(super) fn table(table: &Table) -> String {
     let short = table.columns.len() > WIDE;
     let shared = shared_counts(table);
-    let mut grid = vec![header(table, &shared)];
+    let mut grid = vec![header(table, &shared, short)];
+    if short && shared.iter().any(Option::is_some) {
+        let counts = shared.iter().map(|n| n.map_or(String::new(), |n| n.to_string()));
+        grid.push(std::iter::once("n".to_owned()).chain(counts).collect());
+    }
     for row in &table.rows {
         let cells = row.cells.iter().zip(&shared).map(|(cell, shared)| escape(&show(cell, short, shared.is_none())));
         grid.push(std::iter::once(escape(&row.name)).chain(cells).collect());
@@ -35,10 +39,11 @@ fn shared_counts(table: &Table) -> Vec<Option<u64>> {
     (0..table.columns.len()).map(column).collect()
 }
 
-fn header(table: &Table, shared: &[Option<u64>]) -> Vec<String> {
+/// Column names, with the n that a column's cells share; in a short table n is a row of its own.
+fn header(table: &Table, shared: &[Option<u64>], short: bool) -> Vec<String> {
     let names = table.columns.iter().zip(shared).map(|(name, shared)| match shared {
-        Some(n) => format!("{} (n {n})", escape(name)),
-        None => escape(name),
+        Some(n) if !short => format!("{} (n {n})", escape(name)),
+        _ => escape(name),
     });
     std::iter::once(escape(&table.corner)).chain(names).collect()
 }

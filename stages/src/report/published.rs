@@ -97,16 +97,16 @@ impl Published {
         Self { table, columns, rows, errata }
     }
 
-    /// The published number for our row `row`.
+    /// The published number for our row `row`, letter case aside.
     pub(super) fn value(&self, row: &str, column: &str) -> Option<f64> {
         let column = self.columns.iter().position(|name| name == column)?;
         let row = if self.table == PaperTable::Table5 && row == "base" { "Qwen2.5-VL-3B" } else { row };
-        self.rows.iter().find(|(name, _)| name == row)?.1.get(column).copied()
+        self.rows.iter().find(|(name, _)| name.eq_ignore_ascii_case(row))?.1.get(column).copied()
     }
 
     /// Whether the number is an erratum.
     pub(super) fn doubtful(&self, row: &str, column: &str) -> bool {
-        self.errata.contains(&(row.to_owned(), column.to_owned()))
+        self.errata.iter().any(|(name, doubtful)| name.eq_ignore_ascii_case(row) && doubtful == column)
     }
 
     /// The numbers as a table, titled as the paper's and as no measurement of ours.
