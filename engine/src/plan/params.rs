@@ -188,7 +188,7 @@ pub(super) fn custom(
         };
         let json = value.to_json();
         let nullable = param.default.as_ref().is_some_and(Yaml::is_null) && value.is_null();
-        if !nullable && !param.ty.accepts(&json) {
+        if given.is_some() && !nullable && !param.ty.accepts(&json) {
             let message = format!("parameter `{}` is {}, this is {}", param.name, param.ty.name(), value.what());
             problems.error(value.at, "param-type", message);
             sound = false;
