@@ -16,7 +16,7 @@ pub(crate) fn compile(file: &Path, values: &ValueArgs) -> Result<Plan, Failure> 
     let host = inventory(values)?;
     let options = CompileOptions {
         profile: values.profile.clone(),
-        sets: values.sets.clone(),
+        sets: values.sets.iter().map(|(key, value)| (key.clone(), place(file, value))).collect(),
         env_present: environment::names(),
         gpus: Some(host.gpus.iter().map(|gpu| gpu.memory).collect()),
         // A node that asks for more CPUs than there are gets all of them; too little memory is a lack of this host, listed by
@@ -30,6 +30,16 @@ pub(crate) fn compile(file: &Path, values: &ValueArgs) -> Result<Plan, Failure> 
         complain(warning);
     }
     Ok(plan)
+}
+
+/// A value from the command line that names something below the current folder is meant from there, as a shell user expects;
+/// paths written in the file stay relative to the file.
+fn place(file: &Path, value: &str) -> String {
+    let beside = file.parent().unwrap_or(Path::new("")).join(value);
+    match std::path::absolute(value) {
+        Ok(here) if value.contains('/') && here.exists() && !beside.exists() => here.display().to_string(),
+        _ => value.to_owned(),
+    }
 }
 
 /// This host, or the one that `--inventory` states.
