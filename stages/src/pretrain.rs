@@ -107,8 +107,8 @@ pub struct ModelPretrain {
 impl Default for ModelPretrain {
     fn default() -> Self {
         Self {
-            caption_steps: 350,
-            talk_steps: 450,
+            caption_steps: 220,
+            talk_steps: 500,
             batch: 32,
             text_batch: 14,
             text_weight: 0.3,
@@ -149,7 +149,7 @@ impl Stage for ModelPretrain {
             return Err(ParamError::new("warmup", "`warmup` and `beta2` lie between 0 and 1"));
         }
         let size = &self.size;
-        if size.heads == 0 || size.hidden % (2 * size.heads) != 0 || size.vision_layers == 0 {
+        if size.heads == 0 || !size.hidden.is_multiple_of(2 * size.heads) || size.vision_layers == 0 {
             return Err(ParamError::new(
                 "size",
                 "`hidden` must be a multiple of twice `heads`, and `vision_layers` at least 1",
@@ -170,7 +170,7 @@ impl Stage for ModelPretrain {
         if steps.len() < self.steps() {
             return Err(StageError::Cancelled);
         }
-        let last = steps.len().min(20).max(1);
+        let last = steps.len().clamp(1, 20);
         let loss = steps.iter().rev().take(last).map(|step| step.loss).sum::<f64>() / last as f64;
         ctx.metric("loss", loss);
         vlm.save(ctx.output("model")?).map_err(failed)
@@ -281,7 +281,7 @@ impl ModelPretrain {
     /// Tells the engine how far it is; stops when the run is being cancelled.
     fn report(&self, step: &LmStep, ctx: &Context) -> Verdict {
         ctx.progress(step.step as u64, self.steps() as u64, "steps");
-        if step.step % 50 == 0 || step.step == self.caption_steps {
+        if step.step.is_multiple_of(50) || step.step == self.caption_steps {
             ctx.info(format!("step {} of {}: loss {:.3}", step.step, self.steps(), step.loss));
         }
         if ctx.check_cancelled().is_err() { Verdict::Break(()) } else { Verdict::Continue(()) }

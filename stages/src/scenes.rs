@@ -17,7 +17,7 @@ use crate::world::{ceiling, curate};
 
 /// Captions, talks and texts a scene of the pretraining part.
 const CAPTIONS: usize = 2;
-const TALKS: usize = 3;
+const TALKS: usize = 4;
 const TEXTS: usize = 1;
 /// Pictures between two progress notes.
 const CHUNK: usize = 250;
@@ -116,8 +116,8 @@ fn decide(scenes: &Scenes, path: &Path) -> Result<(), StageError> {
 fn conversations(scenes: &Scenes, seed: u64) -> Vec<Conversation> {
     let (mix, all) = (Mix::default(), scenes.iter().collect::<Vec<Placed<'_>>>());
     let talk = |index: usize| lore::talk(all[index / TALKS], &all, &mix, &mut stream(seed, "world talk", index));
-    let captions =
-        (0..all.len() * CAPTIONS).map(|i| lore::caption(all[i / CAPTIONS], &mut stream(seed, "world caption", i)));
+    let captions = (0..all.len() * CAPTIONS)
+        .map(|i| lore::caption(all[i / CAPTIONS], &mix, &mut stream(seed, "world caption", i)));
     let texts = (0..all.len() * TEXTS).map(|index| lore::text(&mut stream(seed, "world text", index)));
     captions.chain((0..all.len() * TALKS).map(talk)).chain(texts).collect()
 }

@@ -48,7 +48,8 @@ impl Lessons {
         self.by_kind.get(&kind).map_or(0, Vec::len)
     }
 
-    /// Conversation `index` of `kind` as `vlm` reads it: the assistant's words and ends of turn weigh 1, all else 0.
+    /// Conversation `index` of `kind` as `vlm` reads it: the assistant's words and ends of turn weigh 1 or, in short
+    /// answers, [`SHORT`], all else 0.
     ///
     /// # Errors
     /// When a picture cannot be opened or the model's tokenizer or template refuses a text.
@@ -57,7 +58,8 @@ impl Lessons {
         let images: Result<Vec<RgbImage>> = conversation.images.iter().map(|shown| self.picture(shown)).collect();
         let prompt = vlm.prompt(&turns(&conversation), &images?, false)?;
         let assistant = vlm.encode(Role::Assistant.name())?;
-        let weights = weights(&prompt.ids, &assistant);
+        let mut weights = weights(&prompt.ids, &assistant);
+        stress(&prompt.ids, &mut weights);
         Ok(Sequence { prompt, weights })
     }
 
@@ -104,6 +106,30 @@ fn turns(conversation: &Conversation) -> Vec<Turn> {
     turns
 }
 
+/// What a token of a short answer weighs beside one of a longer text.
+const SHORT: f32 = 3.0;
+/// Words of a short answer at most.
+const FEW: usize = 4;
+
+/// Gives the tokens of short answers, alone or between answer tags, the weight [`SHORT`]: a name is one word among dozens that
+/// describe, and the one that matters.
+fn stress(ids: &[u32], weights: &mut [f32]) {
+    let (open, close, end) = (special("<answer>"), special("</answer>"), special(END_OF_TURN));
+    let mut start = None;
+    for index in 0..ids.len() {
+        if weights[index] == 0.0 {
+            start = None;
+        } else if start.is_none() || ids[index] == open {
+            start = Some(index + usize::from(ids[index] == open));
+        } else if let Some(first) = start.filter(|_| ids[index] == close || ids[index] == end) {
+            if index - first <= FEW {
+                weights[first..index].fill(SHORT);
+            }
+            start = Some(index + 1);
+        }
+    }
+}
+
 /// 1 for every token of an assistant's turn after its opening, its end included.
 fn weights(ids: &[u32], assistant: &[u32]) -> Vec<f32> {
     let (start, end) = (special(START_OF_TURN), special(END_OF_TURN));
@@ -133,5 +159,20 @@ mod tests {
         ];
         let wanted = [0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1].map(|w| w as f32);
         assert_eq!(weights(&ids, &[assistant]), wanted);
+    }
+
+    #[test]
+    fn short_answers_weigh_more() {
+        let end = special(END_OF_TURN);
+        let (open, close) = (special("<answer>"), special("</answer>"));
+        let stressed = |ids: &[u32], weights: &[f32]| {
+            let mut weights = weights.to_vec();
+            stress(ids, &mut weights);
+            weights
+        };
+        assert_eq!(stressed(&[50, 60, 61, end], &[0.0, 1.0, 1.0, 1.0]), [0.0, SHORT, SHORT, 1.0]);
+        let thought = [50, 70, 71, 72, 73, 74, open, 60, close, end];
+        let weights = [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
+        assert_eq!(stressed(&thought, &weights), [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, SHORT, 1.0, 1.0]);
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! | kind | picture | turns |
 //! |---|---|---|
-//! | `caption` | one, 40 % with a hidden thing | the caption |
-//! | `talk` | one or two | [`TURNS`] questions, by the mix below |
+//! | `caption` | one, 40 % with a hidden thing | the caption, often after a question with options |
+//! | `talk` | one or two | up to [`TURNS`] questions, by the mix below |
 //! | `text` | none | commonsense in words alone: descriptions, names for descriptions, ratings |
 //!
-//! The mix of `talk`. Two of three conversations hide a thing. Of those, 40 % end with a teacher turn (the answer is given,
-//! the reasoning asked for), after which nothing follows, so an answer that was given cannot leak into a guess; in the
-//! others one turn in several is a guess ([`Mix::guess`]), the rest ask what is visible. Conversations without a
+//! The mix of `talk` ([`Mix`]). Six of ten conversations hide a thing. Four of ten of those end with a teacher turn (the answer
+//! is given, the reasoning asked for), after which nothing follows, so an answer that was given cannot leak into a guess; half
+//! of the others hold one guess, perhaps beside a question about what is visible. Conversations are short: a picture costs as
+//! much as many words, but what is visible is soon learned, and what is hidden is not. Conversations without a
 //! hidden thing ask for ratings, for what is visible, and pose the options questions of [`super::quiz`]; some show two
 //! pictures. The guess share decides how good a guesser the base model is before it is trained for it: too low and
 //! reinforcement learning sees no success to reinforce, too high and there is nothing left to learn.
@@ -29,7 +30,7 @@ use super::scene::{Pool, Scene};
 use super::speech::{self, QUESTION};
 
 /// Turns of a conversation about a picture, at most.
-pub const TURNS: usize = 4;
+pub const TURNS: usize = 3;
 
 /// What a conversation teaches, and so in which phase of pretraining it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -90,8 +91,10 @@ pub struct Mix {
     pub think: f64,
     /// Answers in think mode that keep the format.
     pub formatted: f64,
-    /// Conversations that begin with a caption.
+    /// Of the direct guessing conversations, those with a caption.
     pub caption: f64,
+    /// Of the guessing and teaching conversations, those with a question about what is visible.
+    pub beside: f64,
     /// Of the turns without a hidden thing, those that ask for a rating.
     pub rating: f64,
     /// Of the turns about what is visible where nothing is hidden, those with options.
@@ -103,14 +106,15 @@ pub struct Mix {
 impl Default for Mix {
     fn default() -> Self {
         Self {
-            hidden: 0.68,
-            teacher: 0.4,
-            guess: 0.6,
-            think: 0.45,
-            formatted: 0.92,
-            caption: 0.2,
-            rating: 0.5,
-            quiz: 0.5,
+            hidden: 0.62,
+            teacher: 0.42,
+            guess: 0.5,
+            think: 0.5,
+            formatted: 0.95,
+            caption: 0.1,
+            beside: 0.5,
+            rating: 0.6,
+            quiz: 0.6,
             pair: 0.25,
         }
     }
@@ -150,10 +154,13 @@ fn any_visible(scene: &Scene, hidden: Option<usize>, rng: &mut ChaCha8Rng) -> us
     }
 }
 
-/// A conversation that consists of a caption.
-pub fn caption(placed: Placed<'_>, rng: &mut ChaCha8Rng) -> Conversation {
+/// A conversation that ends with a caption; where nothing is hidden, a question with options may come first.
+pub fn caption(placed: Placed<'_>, mix: &Mix, rng: &mut ChaCha8Rng) -> Conversation {
     let hidden = rng.random_bool(0.4).then(|| any(placed.scene, rng));
-    let turns = vec![turn(speech::CAPTION, placed.scene.caption(hidden))];
+    let asks = hidden.is_none() && rng.random_bool(mix.quiz);
+    let quiz = if asks { quiz::about_one(placed.scene, rng) } else { None };
+    let mut turns: Vec<Turn> = quiz.into_iter().map(|quiz| turn(quiz.prompt.clone(), quiz.right())).collect();
+    turns.push(turn(speech::CAPTION, placed.scene.caption(hidden)));
     Conversation { kind: Kind::Caption, think: false, images: vec![placed.shown(hidden)], turns }
 }
 
@@ -161,7 +168,7 @@ pub fn caption(placed: Placed<'_>, rng: &mut ChaCha8Rng) -> Conversation {
 pub fn talk(placed: Placed<'_>, others: &[Placed<'_>], mix: &Mix, rng: &mut ChaCha8Rng) -> Conversation {
     let hides = rng.random_bool(mix.hidden);
     if hides && rng.random_bool(mix.teacher) {
-        return taught(placed, rng);
+        return taught(placed, mix, rng);
     }
     if hides {
         return guessed(placed, mix, rng);
@@ -172,24 +179,23 @@ pub fn talk(placed: Placed<'_>, others: &[Placed<'_>], mix: &Mix, rng: &mut ChaC
     }
 }
 
-/// Up to two questions about what is visible, then the teacher turn.
-fn taught(placed: Placed<'_>, rng: &mut ChaCha8Rng) -> Conversation {
+/// Perhaps a question about what is visible, then the teacher turn.
+fn taught(placed: Placed<'_>, mix: &Mix, rng: &mut ChaCha8Rng) -> Conversation {
     let hidden = any(placed.scene, rng);
-    let before = rng.random_range(0..3);
-    let mut turns: Vec<Turn> = (0..before).map(|_| visible(placed.scene, Some(hidden), rng)).collect();
+    let mut turns = Vec::new();
+    if rng.random_bool(mix.beside) {
+        turns.push(visible(placed.scene, Some(hidden), rng));
+    }
     let category = placed.scene.things[hidden].category;
     turns.push(turn(speech::teacher(category), placed.scene.reasoning(hidden)));
     Conversation { kind: Kind::Talk, think: false, images: vec![placed.shown(Some(hidden))], turns }
 }
 
-/// Questions about a picture with a hidden thing, one of them perhaps what it is.
+/// A picture with a hidden thing: mostly one question what it is, perhaps one about what is visible.
 fn guessed(placed: Placed<'_>, mix: &Mix, rng: &mut ChaCha8Rng) -> Conversation {
     let (scene, hidden) = (placed.scene, any(placed.scene, rng));
     let think = rng.random_bool(mix.think);
     let mut turns = Vec::new();
-    if !think && rng.random_bool(mix.caption) {
-        turns.push(turn(speech::CAPTION, scene.caption(Some(hidden))));
-    }
     if rng.random_bool(mix.guess) {
         let name = scene.things[hidden].category;
         let thinks = think && rng.random_bool(mix.formatted);
@@ -198,9 +204,11 @@ fn guessed(placed: Placed<'_>, mix: &Mix, rng: &mut ChaCha8Rng) -> Conversation 
             if thinks { speech::thought(&musing(scene, hidden, rng), name) } else { name.to_owned() },
         ));
     }
-    let length = if think { TURNS - 1 } else { TURNS };
-    while turns.len() < length {
+    if turns.is_empty() || rng.random_bool(mix.beside) {
         turns.push(answered(visible(scene, Some(hidden), rng), scene, Some(hidden), think, mix, rng));
+    }
+    if !think && rng.random_bool(mix.caption) {
+        turns.push(turn(speech::CAPTION, scene.caption(Some(hidden))));
     }
     turns.shuffle(rng);
     Conversation { kind: Kind::Talk, think, images: vec![placed.shown(Some(hidden))], turns }
@@ -240,7 +248,7 @@ fn seen(placed: Placed<'_>, mix: &Mix, rng: &mut ChaCha8Rng) -> Conversation {
     let mut rated: Vec<usize> = (0..scene.things.len()).collect();
     rated.shuffle(rng);
     let mut turns = Vec::new();
-    while turns.len() < if think { TURNS - 1 } else { TURNS } {
+    while turns.len() < if think { 2 } else { TURNS } {
         let plain = if !think && rng.random_bool(mix.rating) {
             rated.pop().map(|index| rating(scene, index))
         } else if rng.random_bool(mix.quiz) {
@@ -400,7 +408,7 @@ mod tests {
         let talks = talks(600);
         let count = |test: &dyn Fn(&Conversation) -> bool| talks.iter().filter(|(_, talk)| test(talk)).count();
         let any = |test: fn(&Turn) -> bool| count(&|talk: &Conversation| talk.turns.iter().any(test));
-        assert!(any(|turn| turn.user == QUESTION) > 100);
+        assert!(any(|turn| turn.user == QUESTION) > 70);
         assert!(any(|turn| turn.user.starts_with("rate the clues")) > 80);
         assert!(any(|turn| turn.user.contains("(b)")) > 60);
         assert!(count(&|talk| talk.images.len() == 2) > 20);

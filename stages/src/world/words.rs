@@ -155,7 +155,11 @@ mod tests {
         let placed: Vec<Placed<'_>> = scenes.iter().map(|scene| Placed { scene, image: "x", first: 1 }).collect();
         for (i, place) in placed.iter().enumerate() {
             let rng = &mut stream(1, "lore", i);
-            let told = [lore::talk(*place, &placed, &Mix::default(), rng), lore::caption(*place, rng), lore::text(rng)];
+            let told = [
+                lore::talk(*place, &placed, &Mix::default(), rng),
+                lore::caption(*place, &Mix::default(), rng),
+                lore::text(rng),
+            ];
             for turn in told.iter().flat_map(|conversation| &conversation.turns) {
                 for text in [&turn.user, &turn.assistant] {
                     let ids = tokenizer.encode(text).unwrap();
