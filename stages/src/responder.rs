@@ -175,7 +175,7 @@ impl<'a> Responder<'a> {
             let batch = chunk.iter().map(|(index, missing)| {
                 let prompt = Arc::new(self.prompt(&requests[*index])?);
                 let seeds = missing.iter().map(|(_, seed)| *seed).collect();
-                Ok(GenerateRequest { prompt, sampling: sampling.clone(), seeds })
+                Ok(GenerateRequest { prompt, sampling: *sampling, seeds })
             });
             let batch: Vec<GenerateRequest> = batch.collect::<Result<_, StageError>>()?;
             let mut failure = None;
