@@ -12,6 +12,7 @@
 //!
 //! A causal block multiplies with no key behind its last row, so at most a triangle of `BLOCK` rows is computed in vain.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::logprob::{exponentials, top};
-use super::{Matrix, View, dot, made, product, slice};
+use super::{Matrix, View, dot, made, new_product, product, slice};
 use crate::kernel::lanes::wide;
 use crate::ops::{HeadShape, Segment, Segments};
 
@@ -157,7 +158,11 @@ impl Input<'_> {
 
     fn plain(&self, rows: Range<usize>, head: usize) -> Vec<f32> {
         let (width, stride) = (self.shape.head_dim, self.shape.qkv_width());
-        rows.flat_map(|row| &self.qkv[row * stride + head * width..][..width]).copied().collect()
+        let mut values = Vec::with_capacity(rows.len() * width);
+        for row in rows {
+            values.extend_from_slice(&self.qkv[row * stride + head * width..][..width]);
+        }
+        values
     }
 
     fn scale(&self) -> f32 {
@@ -209,8 +214,7 @@ impl<'a> Unit<'a> {
             let (keys, values) = (self.seen(&self.keys, segment), self.seen(&self.values, segment));
             for block in blocks(segment, &keys, &values, width) {
                 let weights = scratch.weights(self, &block);
-                let mut rows = vec![0.0; group * block.rows.len() * width];
-                product(&mut rows, false, weights, Matrix::new(block.values, width));
+                let rows = new_product(weights, Matrix::new(block.values, width));
                 self.place(&mut out, &rows, &block);
             }
         }
@@ -237,8 +241,7 @@ impl<'a> Unit<'a> {
                 product(&mut dv[..seen], true, Matrix::new(&scratch.scores, count).t(), pulled);
                 scratch.pull_back(pulled, &block, &out);
                 let scores = Matrix::new(&scratch.pulled, count);
-                let mut dq = vec![0.0; gradient.len()];
-                product(&mut dq, false, scores, Matrix::new(block.keys, width));
+                let dq = new_product(scores, Matrix::new(block.keys, width));
                 product(&mut dk[..seen], true, scores.t(), Matrix::new(&scratch.queries, width));
                 self.place(&mut total.queries, &dq, &block);
             }
@@ -249,8 +252,15 @@ impl<'a> Unit<'a> {
     }
 
     /// What a segment sees of the family's keys or values: its prefix's rows, then its own.
-    fn seen(&self, all: &[f32], segment: &Segment) -> Vec<f32> {
-        self.parts(segment).into_iter().flat_map(|range| &all[range]).copied().collect()
+    fn seen<'s>(&self, all: &'s [f32], segment: &Segment) -> Cow<'s, [f32]> {
+        let [prefix, own] = self.parts(segment);
+        if prefix.is_empty() {
+            Cow::Borrowed(&all[own])
+        } else if prefix.end == own.start {
+            Cow::Borrowed(&all[prefix.start..own.end])
+        } else {
+            Cow::Owned([&all[prefix], &all[own]].concat())
+        }
     }
 
     /// Adds the gradients of what a segment sees to where it lies.
@@ -285,11 +295,13 @@ impl<'a> Unit<'a> {
     fn columns(&self, out: &[f32], block: &Block<'_>) -> Vec<f32> {
         let HeadShape { head_dim, .. } = self.input.shape;
         let (group, stride) = (self.input.shape.group(), self.input.shape.out_width());
-        let heads = self.head * group..(self.head + 1) * group;
-        heads
-            .flat_map(|head| block.rows.clone().flat_map(move |row| &out[row * stride + head * head_dim..][..head_dim]))
-            .copied()
-            .collect()
+        let mut columns = Vec::with_capacity(group * block.rows.len() * head_dim);
+        for head in self.head * group..(self.head + 1) * group {
+            for row in block.rows.clone() {
+                columns.extend_from_slice(&out[row * stride + head * head_dim..][..head_dim]);
+            }
+        }
+        columns
     }
 }
 

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{Matrix, View, add_all, made, product, slice};
+use super::{Matrix, View, add_all, made, new_product, product, slice};
 
 /// Rows of one unit of work of the bias's gradient.
 const BLOCK: usize = 256;
@@ -21,9 +21,8 @@ impl CustomOp2 for Linear {
 
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, out) = check(xl, wl)?;
-        let mut y = vec![0.0; rows * out];
         let width = wl.dims()[1];
-        product(&mut y, false, Matrix::new(slice(x, xl)?, width), Matrix::new(slice(w, wl)?, width).t());
+        let y = new_product(Matrix::new(slice(x, xl)?, width), Matrix::new(slice(w, wl)?, width).t());
         Ok(made(y, (rows, out)))
     }
 
@@ -86,11 +85,7 @@ fn gradients(x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Opti
     let (out, width) = w.dims2()?;
     let gradient = Matrix::new(&gradient, out);
     let product_of = |wanted: bool, a: Matrix<'_>, b: Matrix<'_>, like: &Tensor| -> Result<Option<Tensor>> {
-        let made = || {
-            let mut values = vec![0.0; a.rows * b.columns];
-            product(&mut values, false, a, b);
-            Tensor::from_vec(values, like.shape(), like.device())
-        };
+        let made = || Tensor::from_vec(new_product(a, b), like.shape(), like.device());
         wanted.then(made).transpose()
     };
     let dx = product_of(x.track_op(), gradient, Matrix::new(&weight, width), x)?;
@@ -101,7 +96,13 @@ fn gradients(x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Opti
 fn column_sums(g: &Tensor) -> Result<Tensor> {
     let values = View::of(g)?;
     let width = g.dims2()?.1;
-    let sum = |rows: &[f32]| add_all(rows.chunks_exact(width).map(<[f32]>::to_vec).collect(), width);
+    let sum = |rows: &[f32]| {
+        let mut sum = vec![0.0; width];
+        for row in rows.chunks_exact(width) {
+            sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        }
+        sum
+    };
     let parts = values.par_chunks(BLOCK * width).map(sum).collect();
     Tensor::from_vec(add_all(parts, width), width, g.device())
 }

@@ -5,7 +5,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use super::{LANES, Matrix, View, join, made, product, slice};
+use super::{LANES, Matrix, View, join, made, new_product, product, slice};
 use crate::kernel::lanes::wide;
 use crate::kernel::rows::exp;
 
@@ -25,8 +25,11 @@ impl TokenLogProbs {
     }
 
     fn gather(&self, hidden: &[f32], width: usize, from: usize, count: usize) -> Vec<f32> {
-        let rows = &self.rows[from..from + count];
-        rows.iter().flat_map(|&row| &hidden[row as usize * width..][..width]).copied().collect()
+        let mut picked = Vec::with_capacity(count * width);
+        for &row in &self.rows[from..from + count] {
+            picked.extend_from_slice(&hidden[row as usize * width..][..width]);
+        }
+        picked
     }
 
     fn check(&self, rows: usize, vocabulary: usize) -> Result<()> {
@@ -59,8 +62,7 @@ impl CustomOp2 for TokenLogProbs {
         let mut out = vec![0.0; self.rows.len()];
         for (index, out) in out.chunks_mut(chunk).enumerate() {
             let picked = self.gather(hidden, width, index * chunk, out.len());
-            let mut logits = vec![0.0; out.len() * vocabulary];
-            product(&mut logits, false, Matrix::new(&picked, width), Matrix::new(head, width).t());
+            let logits = new_product(Matrix::new(&picked, width), Matrix::new(head, width).t());
             log_probabilities(&logits, &self.targets[index * chunk..], out);
         }
         let count = out.len();
@@ -77,16 +79,14 @@ impl CustomOp2 for TokenLogProbs {
         for (index, gradient) in gradient.chunks(chunk).enumerate() {
             let from = index * chunk;
             let picked = self.gather(&hidden, width, from, gradient.len());
-            let mut logits = vec![0.0; gradient.len() * vocabulary];
-            product(&mut logits, false, Matrix::new(&picked, width), Matrix::new(&head, width).t());
+            let mut logits = new_product(Matrix::new(&picked, width), Matrix::new(&head, width).t());
             pull_back(&mut logits, &self.targets[from..], gradient);
             let pulled = Matrix::new(&logits, vocabulary);
             if let Some(dw) = &mut dw {
                 product(dw, true, pulled.t(), Matrix::new(&picked, width));
             }
             if let Some(dh) = &mut dh {
-                let mut rows = picked;
-                product(&mut rows, false, pulled, Matrix::new(&head, width));
+                let rows = new_product(pulled, Matrix::new(&head, width));
                 scatter(dh, &rows, &self.rows[from..], width);
             }
         }

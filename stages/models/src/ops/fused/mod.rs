@@ -99,25 +99,47 @@ impl<'a> Matrix<'a> {
 
 /// `out = a b`, or `out += a b`, row after row.
 fn product(out: &mut [f32], add: bool, a: Matrix<'_>, b: Matrix<'_>) {
+    assert_eq!(out.len(), a.rows * b.columns, "room for a product");
+    if a.columns == 0 && !add {
+        out.fill(0.0);
+    }
+    // SAFETY: `out` holds as many values as the product.
+    unsafe { multiply(out.as_mut_ptr(), add, a, b) }
+}
+
+/// `a b` in a new vector, whose memory is written once.
+fn new_product(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
+    let size = a.rows * b.columns;
+    if a.columns == 0 {
+        return vec![0.0; size];
+    }
+    let mut out = Vec::with_capacity(size);
+    // SAFETY: the vector has room for the product, which is written whole before it counts as filled.
+    unsafe {
+        multiply(out.as_mut_ptr(), false, a, b);
+        out.set_len(size);
+    }
+    out
+}
+
+/// Writes or adds `a b` to `a.rows * b.columns` values at `out`. With `add` they must be initialised.
+unsafe fn multiply(out: *mut f32, add: bool, a: Matrix<'_>, b: Matrix<'_>) {
     let (m, k, n) = (a.rows, a.columns, b.columns);
-    assert!(k == b.rows && out.len() == m * n, "a product of {m} x {k} and {} x {n} into {}", b.rows, out.len());
+    assert_eq!(k, b.rows, "inner widths of a product");
     if m == 0 || n == 0 || k == 0 {
-        if !add {
-            out.fill(0.0);
-        }
         return;
     }
     let threads = match rayon::current_num_threads() {
         1 => gemm::Parallelism::None,
         threads => gemm::Parallelism::Rayon(threads),
     };
-    // SAFETY: `Matrix` is made from whole rows, so all its strides stay inside its slice, and `out` holds m * n values.
+    // SAFETY: `Matrix` is made from whole rows, so all its strides stay inside its slice; the caller answers for `out`.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            out,
             1,
             n as isize,
             add,
