@@ -110,8 +110,16 @@ fn sft_gradients_agree_with_pytorch() {
     gradients_agree("sft", &vlm, &loss);
 }
 
+/// A batch with what it predicts, and the length and advantage of each completion.
+struct Groups {
+    batch: Batch,
+    rows: Vec<u32>,
+    targets: Vec<u32>,
+    members: Vec<(usize, f64)>,
+}
+
 /// The fixture's groups packed: each completion behind the one copy of its prompt, or each with a prompt of its own.
-fn grpo_batch(vlm: &Vlm, cases: &Value, shared: bool) -> (Batch, Vec<u32>, Vec<u32>, Vec<(usize, f64)>) {
+fn grpo_batch(vlm: &Vlm, cases: &Value, shared: bool) -> Groups {
     let (mut batch, mut rows, mut targets, mut members) = (Batch::new(), vec![], vec![], vec![]);
     for group in array(&cases["grpo"]["groups"]) {
         let prompt = prompt(vlm, cases, &group["prompt"]);
@@ -127,7 +135,7 @@ fn grpo_batch(vlm: &Vlm, cases: &Value, shared: bool) -> (Batch, Vec<u32>, Vec<u
             array(&group["completions"]).iter().map(|one| (ids(&one["ids"]).len(), one["advantage"].as_f64().unwrap())),
         );
     }
-    (batch, rows, targets, members)
+    Groups { batch, rows, targets, members }
 }
 
 #[test]
@@ -148,7 +156,7 @@ fn grpo_gradients_agree_with_pytorch_whether_the_prompt_is_shared_or_not() {
         var.set(&(var.as_tensor().detach() * grpo["reference_scale"].as_f64().unwrap()).unwrap()).unwrap();
     }
     for shared in [true, false] {
-        let (batch, rows, targets, members) = grpo_batch(&vlm, &cases, shared);
+        let Groups { batch, rows, targets, members } = grpo_batch(&vlm, &cases, shared);
         let (packed, _) = batch.pack(&Device::Cpu).unwrap();
         let judged = reference.model().forward(&packed, None).unwrap();
         let judged = flat(&logprobs(&judged, reference.model().head(), &rows, &targets).unwrap());
