@@ -15,7 +15,11 @@ fn every_file_is_declared() {
             let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
             let is_module = path.extension().is_some_and(|extension| extension == "rs") || path.join("mod.rs").exists();
             let is_list = path.file_name().unwrap() == list;
-            assert!(!is_module || is_list || declared.contains(&format!("mod {name};")), "{} is forgotten", path.display());
+            assert!(
+                !is_module || is_list || declared.contains(&format!("mod {name};")),
+                "{} is forgotten",
+                path.display()
+            );
         }
     }
 }

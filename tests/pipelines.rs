@@ -53,7 +53,9 @@ fn smoke_has_the_shape_of_full() {
 fn the_paper_profile_lists_what_is_missing_and_does_not_run() {
     let bench = bench();
     let plan = bench.mpcc("plan pipelines/full.yaml --profile paper").code(0).out;
-    for wanted in ["instances_train2017.json", "Qwen/Qwen2.5-VL-3B-Instruct", "OPENAI_API_KEY", "zoo[model=internvl3-8b]"] {
+    for wanted in
+        ["instances_train2017.json", "Qwen/Qwen2.5-VL-3B-Instruct", "OPENAI_API_KEY", "zoo[model=internvl3-8b]"]
+    {
         assert!(plan.contains(wanted), "no {wanted} in\n{plan}");
     }
     let refused = bench.mpcc("run pipelines/full.yaml --profile paper").code(2);
@@ -63,7 +65,8 @@ fn the_paper_profile_lists_what_is_missing_and_does_not_run() {
 #[test]
 fn smoke_gives_the_same_bytes_alone_killed_and_in_company() {
     let bench = bench();
-    let run = |store: &str, words: &str| bench.start(&format!("run pipelines/smoke.yaml --store {store} --json {words}"));
+    let run =
+        |store: &str, words: &str| bench.start(&format!("run pipelines/smoke.yaml --store {store} --json {words}"));
     let first = Ended::from(run("alone", "--jobs 1").wait_with_output().unwrap()).code(0);
     let executed = first.counts()[0];
     assert!(executed > 60);
@@ -98,7 +101,8 @@ fn an_edited_decision_asks_only_about_its_item() {
     let items = std::fs::read_to_string(items.trim()).unwrap();
     let item: Value = serde_json::from_str(items.lines().next().unwrap()).unwrap();
     let key = format!("{},{},", item["region"]["image"].as_str().unwrap(), item["region"]["annotation"]);
-    let edited: Vec<String> = text.lines().map(|line| if line.starts_with(&key) { flip(line) } else { line.to_owned() }).collect();
+    let edited: Vec<String> =
+        text.lines().map(|line| if line.starts_with(&key) { flip(line) } else { line.to_owned() }).collect();
     assert_ne!(edited.join("\n"), text.trim_end());
     bench.write("pipelines/edited.csv", &(edited.join("\n") + "\n"));
     let source = "decisions: \"world[part=${matrix.part}].decisions\"";

@@ -61,7 +61,9 @@ fn open_existing(store: &Path) -> Result<Store, Failure> {
 
 fn no_store(store: &Path) -> Failure {
     let path = store.display();
-    Failure::wrong(format_args!("there is no store at {path}; `mpcc run` makes one, `--store` or MPCC_STORE names another"))
+    Failure::wrong(format_args!(
+        "there is no store at {path}; `mpcc run` makes one, `--store` or MPCC_STORE names another"
+    ))
 }
 
 /// The run that `id` names, or the last one.

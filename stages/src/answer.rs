@@ -71,7 +71,10 @@ impl Stage for EvalAnswer {
             return Err(ParamError::new("repeats", "must be at least 1"));
         }
         if self.repeats > 1 && self.decoding.temperature == 0.0 {
-            return Err(ParamError::new("repeats", "greedy answers are all equal; set decoding.temperature above 0 or repeats to 1"));
+            return Err(ParamError::new(
+                "repeats",
+                "greedy answers are all equal; set decoding.temperature above 0 or repeats to 1",
+            ));
         }
         self.decoding.check("decoding")
     }
@@ -80,7 +83,8 @@ impl Stage for EvalAnswer {
         let dataset = Dataset::open(&ctx.input("dataset")?.path)?;
         let questions: Vec<Question> = records::input(ctx, "questions")?;
         let mut responder = Responder::new(ctx, &dataset, ctx.model("model")?)?;
-        let requests: Vec<Request> = questions.iter().map(|question| self.request(question, &dataset)).collect::<Result<_, _>>()?;
+        let requests: Vec<Request> =
+            questions.iter().map(|question| self.request(question, &dataset)).collect::<Result<_, _>>()?;
         let seeds: Vec<Vec<u64>> = questions.iter().map(|question| self.seeds(ctx, question)).collect();
         let replies = responder.generate(&requests, &self.decoding.sampling(), &seeds)?;
         let mut answers = Vec::with_capacity(questions.len() * self.repeats as usize);
@@ -127,7 +131,8 @@ fn rank(
     requests: &[Request],
     replies: &[&Reply],
 ) -> Result<Vec<Vec<OptionScore>>, StageError> {
-    let options: Vec<Options> = questions.iter().zip(replies).map(|(question, reply)| options_after(&reply.text, &question.options)).collect();
+    let options: Vec<Options> =
+        questions.iter().zip(replies).map(|(question, reply)| options_after(&reply.text, &question.options)).collect();
     let scores = responder.score(requests, &options)?;
     let named = |(question, scores): (&Question, Vec<f64>)| {
         let pairs = question.options.iter().zip(scores);

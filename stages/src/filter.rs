@@ -50,7 +50,14 @@ pub struct VlmFilter {
 impl Default for VlmFilter {
     fn default() -> Self {
         let prompt = "prompts/filter.txt".to_owned();
-        Self { prompt, system: None, read: Reading::Expectation, threshold: 6.0, per_image: 0, decoding: Decoding::greedy(64) }
+        Self {
+            prompt,
+            system: None,
+            read: Reading::Expectation,
+            threshold: 6.0,
+            per_image: 0,
+            decoding: Decoding::greedy(64),
+        }
     }
 }
 
@@ -95,7 +102,13 @@ impl Stage for VlmFilter {
 }
 
 impl VlmFilter {
-    fn rate(&self, ctx: &Context, dataset: &Dataset, model: &ModelInput, regions: &[Region]) -> Result<Vec<Verdict>, StageError> {
+    fn rate(
+        &self,
+        ctx: &Context,
+        dataset: &Dataset,
+        model: &ModelInput,
+        regions: &[Region],
+    ) -> Result<Vec<Verdict>, StageError> {
         let mut responder = Responder::new(ctx, dataset, model)?;
         let requests = regions.iter().map(|region| self.request(region)).collect::<Result<Vec<_>, _>>()?;
         let ratings = match self.read {
@@ -114,8 +127,12 @@ impl VlmFilter {
 
     fn request(&self, region: &Region) -> Result<Request, StageError> {
         let (place, size) = (place(region.bbox, region.size), size_word(region.bbox, region.size));
-        let values =
-            [("category", region.category.as_str()), ("supercategory", &region.supercategory), ("place", &place), ("size", size)];
+        let values = [
+            ("category", region.category.as_str()),
+            ("supercategory", &region.supercategory),
+            ("place", &place),
+            ("size", size),
+        ];
         let user = render(&self.prompt, &values).map_err(|error| StageError::invalid(error.to_string()))?;
         let picture = Picture::Open { image: region.image.clone(), digest: region.image_digest.clone() };
         Ok(Request { system: self.system.clone(), user, pictures: vec![picture] })

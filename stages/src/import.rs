@@ -39,7 +39,8 @@ impl Stage for ModelImport {
         for (done, entry) in names.iter().enumerate() {
             ctx.progress(done as u64, names.len() as u64, "files");
             if entry.path().is_file() {
-                std::fs::copy(entry.path(), to.join(entry.file_name())).map_err(|error| StageError::io(&entry.path(), error))?;
+                std::fs::copy(entry.path(), to.join(entry.file_name()))
+                    .map_err(|error| StageError::io(&entry.path(), error))?;
             }
         }
         Ok(())
@@ -49,7 +50,11 @@ impl Stage for ModelImport {
 impl ModelImport {
     fn check_directory(&self, dir: &Path) -> Result<(), StageError> {
         if let Some(name) = NEEDED.iter().find(|name| !dir.join(name).is_file()) {
-            let message = format!("{}: no `{name}`; a model directory has {} and *.safetensors", dir.display(), NEEDED.join(", "));
+            let message = format!(
+                "{}: no `{name}`; a model directory has {} and *.safetensors",
+                dir.display(),
+                NEEDED.join(", ")
+            );
             return Err(StageError::invalid(message));
         }
         let path = dir.join("config.json");

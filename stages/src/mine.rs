@@ -93,10 +93,15 @@ impl Stage for DistractorsMine {
         let items: Vec<Item> = records::input(ctx, "items")?;
         let vocabulary = Vocabulary::new(dataset.category_names());
         let mut guesses = Vec::new();
-        let mut responders = ctx.models("models")?.into_iter().map(|model| Responder::new(ctx, &dataset, model)).collect::<Result<Vec<_>, _>>()?;
+        let mut responders = ctx
+            .models("models")?
+            .into_iter()
+            .map(|model| Responder::new(ctx, &dataset, model))
+            .collect::<Result<Vec<_>, _>>()?;
         for round in 0..=self.refills {
             let made = by_item(&guesses);
-            let open: Vec<&Item> = items.iter().filter(|item| round == 0 || wrong(item, &made).len() < CONFUSING).collect();
+            let open: Vec<&Item> =
+                items.iter().filter(|item| round == 0 || wrong(item, &made).len() < CONFUSING).collect();
             let asking = Asking { vocabulary: &vocabulary, items: &open, round };
             let mut fresh = Vec::new();
             for (position, responder) in responders.iter_mut().enumerate() {
@@ -126,7 +131,13 @@ struct Asking<'a> {
 }
 
 impl DistractorsMine {
-    fn guess(&self, ctx: &Context, responder: &mut Responder, position: usize, asking: &Asking) -> Result<Vec<Guess>, StageError> {
+    fn guess(
+        &self,
+        ctx: &Context,
+        responder: &mut Responder,
+        position: usize,
+        asking: &Asking,
+    ) -> Result<Vec<Guess>, StageError> {
         let user = render(&self.prompt, &[]).map_err(|error| StageError::invalid(error.to_string()))?;
         let request = |item: &&Item| {
             let picture = Picture::Masked { region: item.region.clone(), mask: self.mask.clone() };
@@ -163,9 +174,16 @@ impl DistractorsMine {
         let named = |name: &&str| confusing.contains(name) || counted.iter().any(|(guess, _)| guess == name);
         let strangers = together.irrelevant(&item.region, seed).into_iter().filter(|name| !named(name));
         let irrelevant = strangers.take(self.irrelevant).map(str::to_owned).collect();
-        let every_second = |first: usize| confusing.iter().skip(first).step_by(2).map(|name| (*name).to_owned()).collect();
+        let every_second =
+            |first: usize| confusing.iter().skip(first).step_by(2).map(|name| (*name).to_owned()).collect();
         let filled = confusing[guessed..].iter().map(|name| (*name).to_owned()).collect();
-        Distractors { choose: every_second(0), judgement: every_second(1), irrelevant, filled, guesses: counted.clone() }
+        Distractors {
+            choose: every_second(0),
+            judgement: every_second(1),
+            irrelevant,
+            filled,
+            guesses: counted.clone(),
+        }
     }
 }
 

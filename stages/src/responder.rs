@@ -61,16 +61,16 @@ pub enum Picture {
 impl Picture {
     fn key(&self) -> serde_json::Value {
         match self {
-            Self::Masked { region, mask } => json!({ "image": region.image_digest, "box": region.bbox, "mask": mask, "annotation": region.annotation }),
+            Self::Masked { region, mask } => {
+                json!({ "image": region.image_digest, "box": region.bbox, "mask": mask, "annotation": region.annotation })
+            }
             Self::Open { digest, .. } => json!({ "image": digest }),
         }
     }
 
     fn render(&self, dataset: &Dataset) -> Result<image::RgbImage, StageError> {
         match self {
-            Self::Masked { region, mask } => {
-                Ok(MaskedImage::open(dataset, region, mask)?.into_rgb())
-            }
+            Self::Masked { region, mask } => Ok(MaskedImage::open(dataset, region, mask)?.into_rgb()),
             Self::Open { image, .. } => Ok(dataset.open_rgb(image)?),
         }
     }
@@ -123,7 +123,8 @@ impl<'a> Responder<'a> {
     /// A responder for `model`. Fails when no provider for it is built in.
     pub fn new(ctx: &'a Context, dataset: &'a Dataset, model: &'a ModelInput) -> Result<Self, StageError> {
         if model.provider != Provider::Local {
-            let message = format!("model `{}`: this build runs `provider: local` only; bind a local model instead", model.name);
+            let message =
+                format!("model `{}`: this build runs `provider: local` only; bind a local model instead", model.name);
             return Err(StageError::invalid(message));
         }
         Ok(Self { ctx, dataset, model, vlm: None, hits: 0, misses: 0 })
@@ -135,7 +136,12 @@ impl<'a> Responder<'a> {
     }
 
     /// One reply per seed for every request, in order. Greedy sampling ignores the seeds' values but not their count.
-    pub fn generate(&mut self, requests: &[Request], sampling: &Sampling, seeds: &[Vec<u64>]) -> Result<Vec<Vec<Reply>>, StageError> {
+    pub fn generate(
+        &mut self,
+        requests: &[Request],
+        sampling: &Sampling,
+        seeds: &[Vec<u64>],
+    ) -> Result<Vec<Vec<Reply>>, StageError> {
         let keys: Vec<Vec<Digest>> = requests
             .iter()
             .zip(seeds)
@@ -183,7 +189,9 @@ impl<'a> Responder<'a> {
             let mut done = |request: usize, completions: Vec<Completion>| {
                 for ((key, _), completion) in chunk[request].1.iter().zip(completions) {
                     let reply = reply(&batch[request].prompt, completion);
-                    if let Err(error) = memo.put(NAMESPACE, key, &serde_json::to_vec(&reply).expect("a reply is plain data")) {
+                    if let Err(error) =
+                        memo.put(NAMESPACE, key, &serde_json::to_vec(&reply).expect("a reply is plain data"))
+                    {
                         failure = Some(StageError::Machine(format!("the memo: {error}")));
                         return ControlFlow::Break(());
                     }
@@ -252,14 +260,20 @@ impl<'a> Responder<'a> {
             let prompt = Arc::new(self.prompt(&requests[*index])?);
             let vlm = self.vlm.as_ref().expect("loaded by prompt()");
             let options = &options[*index];
-            let continuations = missing.iter().map(|(_, text)| continuation_ids(vlm, text, options.closed)).collect::<Result<_, _>>()?;
+            let continuations = missing
+                .iter()
+                .map(|(_, text)| continuation_ids(vlm, text, options.closed))
+                .collect::<Result<_, _>>()?;
             batch.push(ScoreRequest { prompt, prefix: encode(vlm, &options.prefix)?, continuations });
         }
         let scores = self.vlm.as_ref().expect("loaded by prompt()").score(&batch).map_err(model_error)?;
         for ((_, missing), scores) in places.iter().zip(scores) {
             for ((key, _), score) in missing.iter().zip(scores) {
                 let bytes = serde_json::to_vec(&score).expect("a number is plain data");
-                self.ctx.memo.put(NAMESPACE, key, &bytes).map_err(|error| StageError::Machine(format!("the memo: {error}")))?;
+                self.ctx
+                    .memo
+                    .put(NAMESPACE, key, &bytes)
+                    .map_err(|error| StageError::Machine(format!("the memo: {error}")))?;
                 known.insert(*key, score);
                 self.misses += 1;
             }
@@ -269,7 +283,8 @@ impl<'a> Responder<'a> {
 
     fn prompt(&mut self, request: &Request) -> Result<Prompt, StageError> {
         let system = self.system(request).map(str::to_owned);
-        let images = request.pictures.iter().map(|picture| picture.render(self.dataset)).collect::<Result<Vec<_>, _>>()?;
+        let images =
+            request.pictures.iter().map(|picture| picture.render(self.dataset)).collect::<Result<Vec<_>, _>>()?;
         prompt(self.load()?, system.as_deref(), &request.user, &images)
     }
 
@@ -348,7 +363,8 @@ pub fn prompt(vlm: &Vlm, system: Option<&str>, user: &str, images: &[image::RgbI
 
 /// Loads the weights of a local model.
 pub fn load_local(ctx: &Context, model: &ModelInput) -> Result<Vlm, StageError> {
-    let dir = model.dir.as_deref().ok_or_else(|| StageError::invalid(format!("model `{}` has no directory", model.name)))?;
+    let dir =
+        model.dir.as_deref().ok_or_else(|| StageError::invalid(format!("model `{}` has no directory", model.name)))?;
     let (device, dtype) = match ctx.devices.first() {
         Some(device) => (DeviceChoice::Cuda(*device), dtype(model)?),
         None => (DeviceChoice::Cpu, DType::F32),
@@ -367,7 +383,9 @@ fn dtype(model: &ModelInput) -> Result<DType, StageError> {
     match model.settings.get("dtype").and_then(serde_json::Value::as_str) {
         None | Some("bf16") => Ok(DType::BF16),
         Some("f32") => Ok(DType::F32),
-        Some(other) => Err(StageError::invalid(format!("model `{}`: dtype `{other}` is neither bf16 nor f32", model.name))),
+        Some(other) => {
+            Err(StageError::invalid(format!("model `{}`: dtype `{other}` is neither bf16 nor f32", model.name)))
+        }
     }
 }
 

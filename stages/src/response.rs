@@ -42,7 +42,9 @@ fn between<'a>(text: &'a str, open: &str, close: &str) -> Option<&'a str> {
 
 fn well_formed(text: &str) -> bool {
     let once = |tag: &str| text.matches(tag).count() == 1;
-    let Some(rest) = text.trim().strip_prefix("<think>").and_then(|rest| rest.strip_suffix("</answer>")) else { return false };
+    let Some(rest) = text.trim().strip_prefix("<think>").and_then(|rest| rest.strip_suffix("</answer>")) else {
+        return false;
+    };
     let Some((_, after)) = rest.split_once("</think>") else { return false };
     ["<think>", "</think>", "<answer>", "</answer>"].into_iter().all(once) && after.trim_start().starts_with("<answer>")
 }
@@ -71,7 +73,10 @@ mod tests {
 
     #[test]
     fn finds_where_options_are_scored() {
-        assert_eq!(Response::answer_prefix("<think>a</think><answer>cup</answer>").unwrap(), "<think>a</think><answer>");
+        assert_eq!(
+            Response::answer_prefix("<think>a</think><answer>cup</answer>").unwrap(),
+            "<think>a</think><answer>"
+        );
         assert_eq!(Response::answer_prefix("<think>a</think> cup").unwrap(), "<think>a</think><answer>");
         assert_eq!(Response::answer_prefix("cup"), None);
     }

@@ -63,7 +63,9 @@ impl Term {
                 TermKind::Exact => f64::from(u8::from(answer.trim().eq_ignore_ascii_case(truth))),
                 TermKind::Levenshtein => strsim::normalized_levenshtein(answer.trim(), truth),
                 TermKind::Indel if !text.contains("</think>") => 0.0,
-                TermKind::Indel => rapidfuzz::distance::indel::normalized_similarity(answer.trim().chars(), truth.chars()),
+                TermKind::Indel => {
+                    rapidfuzz::distance::indel::normalized_similarity(answer.trim().chars(), truth.chars())
+                }
             }
     }
 }

@@ -28,7 +28,7 @@ const CHUNK: usize = 250;
 pub struct ScenesGenerate {
     /// Which part.
     pub part: Part,
-    /// Scenes; by default 6000 (pretrain), 800 (train), 300 (dev), 500 (test).
+    /// Scenes; by default 6000 (pretrain), 800 (train), 300 (dev), 500 (test, unseen).
     #[serde(default)]
     pub scenes: Option<usize>,
     /// Questions of each of the four tasks in BLINK's form.
@@ -42,7 +42,7 @@ fn default_tasks() -> usize {
 
 impl Stage for ScenesGenerate {
     const KIND: &'static str = "scenes.generate";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "renders a part of the embedded world as a dataset in COCO's form";
 
     fn signature() -> Signature {

@@ -28,7 +28,8 @@ pub fn render(template: &str, values: &[(&str, &str)]) -> Result<String, Templat
     while let Some(open) = rest.find("{{") {
         text.push_str(&rest[..open]);
         let inside = &rest[open + 2..];
-        let close = inside.find("}}").ok_or_else(|| TemplateError::Unclosed { near: inside.chars().take(20).collect() })?;
+        let close =
+            inside.find("}}").ok_or_else(|| TemplateError::Unclosed { near: inside.chars().take(20).collect() })?;
         let name = inside[..close].trim();
         let value = values.iter().find(|(key, _)| *key == name).map(|(_, value)| *value);
         text.push_str(value.ok_or_else(|| unknown(name, values))?);
@@ -56,7 +57,10 @@ mod tests {
     #[test]
     fn names_what_is_wrong() {
         let error = render("{{catgory}}", &[("category", "cup")]).unwrap_err();
-        assert_eq!(error.to_string(), "the prompt template uses `{{catgory}}`, which is not available here; available: category");
+        assert_eq!(
+            error.to_string(),
+            "the prompt template uses `{{catgory}}`, which is not available here; available: category"
+        );
         assert!(matches!(render("a {{b", &[]), Err(TemplateError::Unclosed { .. })));
     }
 }

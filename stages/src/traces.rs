@@ -116,7 +116,8 @@ impl Stage for TracesSynthesize {
         let mut responder = Responder::new(ctx, &dataset, ctx.model("model")?)?;
         let mut traces: Vec<Option<Trace>> = vec![None; items.len()];
         for attempt in 0..self.attempts {
-            let open: Vec<usize> = (0..items.len()).filter(|index| !traces[*index].as_ref().is_some_and(passed)).collect();
+            let open: Vec<usize> =
+                (0..items.len()).filter(|index| !traces[*index].as_ref().is_some_and(passed)).collect();
             if open.is_empty() {
                 break;
             }
@@ -133,9 +134,17 @@ impl Stage for TracesSynthesize {
 }
 
 impl TracesSynthesize {
-    fn ask(&self, ctx: &Context, responder: &mut Responder, items: &[Item], open: &[usize], attempt: u32) -> Result<Vec<Reply>, StageError> {
+    fn ask(
+        &self,
+        ctx: &Context,
+        responder: &mut Responder,
+        items: &[Item],
+        open: &[usize],
+        attempt: u32,
+    ) -> Result<Vec<Reply>, StageError> {
         let requests = open.iter().map(|index| self.request(&items[*index])).collect::<Result<Vec<_>, _>>()?;
-        let seeds: Vec<Vec<u64>> = open.iter().map(|index| vec![seed(ctx, "trace", &items[*index].id, attempt)]).collect();
+        let seeds: Vec<Vec<u64>> =
+            open.iter().map(|index| vec![seed(ctx, "trace", &items[*index].id, attempt)]).collect();
         let mut decoding = self.decoding.clone();
         if attempt > 0 {
             decoding.temperature = self.retry_temperature;
@@ -144,7 +153,8 @@ impl TracesSynthesize {
     }
 
     fn request(&self, item: &Item) -> Result<Request, StageError> {
-        let user = render(&self.prompt, &[("category", &item.region.category)]).map_err(|error| StageError::invalid(error.to_string()))?;
+        let user = render(&self.prompt, &[("category", &item.region.category)])
+            .map_err(|error| StageError::invalid(error.to_string()))?;
         let picture = Picture::Masked { region: item.region.clone(), mask: self.mask.clone() };
         Ok(Request { system: self.system.clone(), user, pictures: vec![picture] })
     }
@@ -152,14 +162,20 @@ impl TracesSynthesize {
     fn trace(&self, item: &Item, reply: &Reply) -> Trace {
         let parsed = Response::parse(&reply.text);
         let reasoning = parsed.thought.unwrap_or(&reply.text).trim().to_owned();
-        let checks = self.checks.iter().map(|check| (check.name().to_owned(), self.holds(*check, &reasoning, item, reply))).collect();
+        let checks = self
+            .checks
+            .iter()
+            .map(|check| (check.name().to_owned(), self.holds(*check, &reasoning, item, reply)))
+            .collect();
         Trace { item: item.clone(), reasoning, answer: item.region.category.clone(), checks }
     }
 
     fn holds(&self, check: Check, reasoning: &str, item: &Item, reply: &Reply) -> bool {
         match check {
             Check::Finished => reply.finished,
-            Check::NoTags => !["<think>", "</think>", "<answer>", "</answer>"].iter().any(|tag| reasoning.contains(tag)),
+            Check::NoTags => {
+                !["<think>", "</think>", "<answer>", "</answer>"].iter().any(|tag| reasoning.contains(tag))
+            }
             Check::Length => (self.min_words..=self.max_words).contains(&reasoning.split_whitespace().count()),
             Check::NamesAnswer => reasoning.to_lowercase().contains(&item.region.category),
         }

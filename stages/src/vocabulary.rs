@@ -34,9 +34,14 @@ mod tests {
     #[test]
     fn finds_names_as_people_write_them() {
         let names = Vocabulary::new(["teddy bear", "cup", "bus", "scissors"]);
-        for (text, name) in
-            [("cup", "cup"), (" A Cup.", "cup"), ("the  teddy   bear", "teddy bear"), ("cups", "cup"), ("bus", "bus"), ("scissors", "scissors")]
-        {
+        for (text, name) in [
+            ("cup", "cup"),
+            (" A Cup.", "cup"),
+            ("the  teddy   bear", "teddy bear"),
+            ("cups", "cup"),
+            ("bus", "bus"),
+            ("scissors", "scissors"),
+        ] {
             assert_eq!(names.find(text), Some(name), "{text}");
         }
         assert_eq!(names.find("a mug"), None);

@@ -15,8 +15,8 @@ use mpcc_engine::port::{PortType, Signature};
 use mpcc_engine::stage::{Context, ParamError, Stage, StageError};
 use mpcc_models::train::advantage::Scaling;
 use mpcc_models::train::grpo::{GrpoConfig, Prior, Sample, Task, train};
-use mpcc_models::train::schedule::Decay;
 use mpcc_models::train::objective::{DemoWeight, Kl, Loss, Objective};
+use mpcc_models::train::schedule::Decay;
 use mpcc_models::vlm::Vlm;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -138,7 +138,8 @@ impl Default for TrainGrpo {
 impl Stage for TrainGrpo {
     const KIND: &'static str = "train.grpo";
     const VERSION: u32 = 1;
-    const ABOUT: &'static str = "reinforcement fine-tuning (GRPO) with a verifiable reward, with or without prior sampling";
+    const ABOUT: &'static str =
+        "reinforcement fine-tuning (GRPO) with a verifiable reward, with or without prior sampling";
 
     fn signature() -> Signature {
         Signature::new()
@@ -182,16 +183,21 @@ impl Stage for TrainGrpo {
         let steps = step_count(self.steps, self.epochs, tasks.len(), self.prompts);
         let config = self.config(steps, ctx.seed);
         let terms = self.terms();
-        let reward = |task: usize, text: &str| terms.iter().map(|term| term.value(text, &items[task].region.category)).collect();
+        let reward =
+            |task: usize, text: &str| terms.iter().map(|term| term.value(text, &items[task].region.category)).collect();
         let checkpoints = checkpoints(ctx, self.checkpoint_every);
         let history =
-            train(&vlm, &tasks, &config, &reward, Some(&checkpoints), &mut |step| observe(ctx, step.step, steps)).map_err(model_error)?;
+            train(&vlm, &tasks, &config, &reward, Some(&checkpoints), &mut |step| observe(ctx, step.step, steps))
+                .map_err(model_error)?;
         ctx.check_cancelled()?;
         if let Some((last, _)) = history.last() {
             ctx.metric("reward", last.reward);
         }
         write_lines(ctx.output("metrics")?, history.iter().map(|(step, _)| step))?;
-        write_lines(ctx.output("completions")?, history.iter().flat_map(|(step, samples)| lines(step.step, samples, &items)))?;
+        write_lines(
+            ctx.output("completions")?,
+            history.iter().flat_map(|(step, samples)| lines(step.step, samples, &items)),
+        )?;
         vlm.save(ctx.output("model")?).map_err(model_error)
     }
 }
@@ -223,10 +229,12 @@ impl TrainGrpo {
             Some(input) => records::read(&input.path)?,
             None => Vec::new(),
         };
-        let by_item: std::collections::BTreeMap<&str, &Trace> = traces.iter().map(|trace| (trace.item.id.as_str(), trace)).collect();
+        let by_item: std::collections::BTreeMap<&str, &Trace> =
+            traces.iter().map(|trace| (trace.item.id.as_str(), trace)).collect();
         let share = |item: &Item| draw::rank(ctx.seed, "prior", &item.id) as f64 / u64::MAX as f64;
         let task = |(prompt, item): (_, &Item)| {
-            let trace = by_item.get(item.id.as_str()).filter(|_| self.prior != Prior::Off && share(item) < self.prior_fraction);
+            let trace =
+                by_item.get(item.id.as_str()).filter(|_| self.prior != Prior::Off && share(item) < self.prior_fraction);
             let prior = trace.map(|trace| response(vlm, &target(trace))).transpose()?;
             Ok(Task { prompt, prior })
         };

@@ -26,7 +26,10 @@ fn load(ctx: &Context) -> Result<Vlm, StageError> {
     let model = ctx.model("model")?;
     match model.provider {
         Provider::Local => load_local(ctx, model),
-        _ => Err(StageError::invalid(format!("model `{}` has no weights here: only a local model can be trained", model.name))),
+        _ => Err(StageError::invalid(format!(
+            "model `{}` has no weights here: only a local model can be trained",
+            model.name
+        ))),
     }
 }
 
@@ -40,7 +43,11 @@ struct Asking<'a> {
 
 impl Asking<'_> {
     /// The prompts of masked regions, all with the same question.
-    fn prompts<'r>(&self, vlm: &Vlm, regions: impl Iterator<Item = &'r Region>) -> Result<Vec<Arc<Prompt>>, StageError> {
+    fn prompts<'r>(
+        &self,
+        vlm: &Vlm,
+        regions: impl Iterator<Item = &'r Region>,
+    ) -> Result<Vec<Arc<Prompt>>, StageError> {
         let user = render(self.question, &[]).map_err(|error| StageError::invalid(error.to_string()))?;
         let masked = |region: &Region| {
             let image = MaskedImage::open(self.dataset, region, self.mask)?;

@@ -53,7 +53,15 @@ impl Optimiser {
     /// A linear decay to zero without warm-up, weight decay or accumulation.
     pub fn linear(learning_rate: f64) -> Self {
         let (decay, betas) = (Decay::Linear, betas());
-        Self { learning_rate, decay, warmup: 0.0, weight_decay: 0.0, betas, max_grad_norm: max_grad_norm(), accumulation: 1 }
+        Self {
+            learning_rate,
+            decay,
+            warmup: 0.0,
+            weight_decay: 0.0,
+            betas,
+            max_grad_norm: max_grad_norm(),
+            accumulation: 1,
+        }
     }
 
     /// What a trainer takes, for `steps` steps.

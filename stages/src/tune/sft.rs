@@ -90,14 +90,18 @@ impl Stage for TrainSft {
     fn run(&self, ctx: &Context) -> Result<(), StageError> {
         let traces: Vec<Trace> = records::input(ctx, "traces")?;
         if traces.is_empty() {
-            return Err(StageError::invalid("there are no traces to learn from: every one was rejected, or no item was kept"));
+            return Err(StageError::invalid(
+                "there are no traces to learn from: every one was rejected, or no item was kept",
+            ));
         }
         let vlm = load(ctx)?;
         let dataset = Dataset::open(&ctx.input("dataset")?.path)?;
-        let asking = Asking { dataset: &dataset, system: self.system.as_deref(), question: &self.prompt, mask: &self.mask };
+        let asking =
+            Asking { dataset: &dataset, system: self.system.as_deref(), question: &self.prompt, mask: &self.mask };
         let prompts = asking.prompts(&vlm, traces.iter().map(|trace| &trace.item.region))?;
         let example = |(prompt, trace)| Ok(Example { prompt, target: response(&vlm, &target(trace))? });
-        let examples: Vec<Example> = prompts.into_iter().zip(&traces).map(example).collect::<Result<_, StageError>>()?;
+        let examples: Vec<Example> =
+            prompts.into_iter().zip(&traces).map(example).collect::<Result<_, StageError>>()?;
         let accumulation = self.optimiser.accumulation;
         let steps = step_count(self.steps, self.epochs, examples.len(), self.batch * accumulation);
         let config = SftConfig {

@@ -29,6 +29,18 @@ pub enum Pool {
     Shown,
     /// Those kept out of all training.
     KeptOut,
+    /// All, as often as the grammar gives them.
+    Any,
+}
+
+impl Pool {
+    fn holds(self, setting: &Setting, filling: &[&str]) -> bool {
+        match self {
+            Self::Shown => !grammar::kept_out(setting, filling),
+            Self::KeptOut => grammar::kept_out(setting, filling),
+            Self::Any => true,
+        }
+    }
 }
 
 /// A scene.
@@ -51,12 +63,12 @@ impl PartialEq for Setting {
 }
 
 impl Scene {
-    /// Draws a scene of `pool`: every kind of place is equally likely, in both pools.
+    /// Draws a scene of `pool`: every kind of place is equally likely, in every pool.
     pub fn draw(pool: Pool, rng: &mut ChaCha8Rng) -> Self {
         let setting = &SETTINGS[rng.random_range(0..SETTINGS.len())];
         let filling = loop {
             let filling = grammar::draw(setting, rng);
-            if grammar::kept_out(setting, &filling) == (pool == Pool::KeptOut) {
+            if pool.holds(setting, &filling) {
                 break filling;
             }
         };

@@ -109,7 +109,12 @@ mod tests {
 
     fn prompt(ids: &[u32]) -> Prompt {
         let line: Vec<u32> = (0..ids.len() as u32).collect();
-        Prompt { ids: ids.to_vec(), positions: [line.clone(), line.clone(), line], images: Vec::new(), text: String::new() }
+        Prompt {
+            ids: ids.to_vec(),
+            positions: [line.clone(), line.clone(), line],
+            images: Vec::new(),
+            text: String::new(),
+        }
     }
 
     #[test]

@@ -261,7 +261,9 @@ fn check_agreement(config: &Config, assets: &Assets) -> Result<()> {
     }
     let (tokens, rows) = (assets.tokenizer.len(), config.text.vocab_size);
     if tokens > rows {
-        return Err(ModelError::Setting(format!("the tokenizer has {tokens} tokens, but the embedding table {rows} rows")));
+        return Err(ModelError::Setting(format!(
+            "the tokenizer has {tokens} tokens, but the embedding table {rows} rows"
+        )));
     }
     Ok(())
 }

@@ -99,9 +99,7 @@ impl Qwen25Vl {
     /// When image rows and merged tokens differ in number, or shapes do not fit.
     pub fn forward(&self, packed: &Packed, image_embeds: Option<&Tensor>) -> Result<Tensor> {
         let encoded = match image_embeds {
-            None if !packed.images.is_empty() => {
-                Some(self.encode_images(&packed.images.iter().collect::<Vec<_>>())?)
-            }
+            None if !packed.images.is_empty() => Some(self.encode_images(&packed.images.iter().collect::<Vec<_>>())?),
             given => given.cloned(),
         };
         let x = self.embed(&packed.ids, encoded.as_ref())?;
