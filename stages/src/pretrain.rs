@@ -107,12 +107,12 @@ pub struct ModelPretrain {
 impl Default for ModelPretrain {
     fn default() -> Self {
         Self {
-            caption_steps: 220,
+            caption_steps: 260,
             talk_steps: 500,
             batch: 32,
             text_batch: 14,
             text_weight: 0.3,
-            learning_rate: 3e-3,
+            learning_rate: 4e-3,
             warmup: 0.05,
             beta2: 0.98,
             weight_decay: 0.01,

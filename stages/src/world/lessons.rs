@@ -107,7 +107,7 @@ fn turns(conversation: &Conversation) -> Vec<Turn> {
 }
 
 /// What a token of a short answer weighs beside one of a longer text.
-const SHORT: f32 = 3.0;
+const SHORT: f32 = 2.0;
 /// Words of a short answer at most.
 const FEW: usize = 4;
 
