@@ -92,33 +92,40 @@ fn smoke_gives_the_same_bytes_alone_killed_and_in_company() {
 }
 
 #[test]
-fn an_edited_decision_asks_only_about_its_item() {
+fn an_edited_test_decision_trains_nothing_and_asks_nothing_again() {
     let bench = bench();
-    bench.mpcc("run pipelines/smoke.yaml --store s --json").code(0);
-    let decisions = bench.mpcc("show world[part=test].decisions --store s").code(0).out;
-    let text = std::fs::read_to_string(decisions.trim()).unwrap();
+    bench.mpcc("run pipelines/smoke.yaml --store s world --json").code(0);
+    for part in ["train", "test"] {
+        let path = bench.mpcc(&format!("show world[part={part}].decisions --store s")).code(0).out;
+        bench.write(&format!("pipelines/{part}.csv"), &std::fs::read_to_string(path.trim()).unwrap());
+    }
+    let source = "decisions: \"world[part=${matrix.part}].decisions\"";
+    let smoke = bench.read("pipelines/smoke.yaml");
+    assert!(smoke.contains(source));
+    bench.write("pipelines/edited.yaml", &smoke.replace(source, "decisions: { file: \"${matrix.part}.csv\" }"));
+    bench.mpcc("run pipelines/edited.yaml --store s --json").code(0);
+
     let items = bench.mpcc("show curation[part=test].items --store s").code(0).out;
     let items = std::fs::read_to_string(items.trim()).unwrap();
     let item: Value = serde_json::from_str(items.lines().next().unwrap()).unwrap();
     let key = format!("{},{},", item["region"]["image"].as_str().unwrap(), item["region"]["annotation"]);
-    let edited: Vec<String> =
-        text.lines().map(|line| if line.starts_with(&key) { flip(line) } else { line.to_owned() }).collect();
-    assert_ne!(edited.join("\n"), text.trim_end());
-    bench.write("pipelines/edited.csv", &(edited.join("\n") + "\n"));
-    let source = "decisions: \"world[part=${matrix.part}].decisions\"";
-    let smoke = bench.read("pipelines/smoke.yaml");
-    assert!(smoke.contains(source));
-    let other = smoke.replace(source, &format!("{source}, overrides: {{ file: edited.csv }}"));
-    bench.write("pipelines/edited.yaml", &other);
+    let decisions = bench.read("pipelines/test.csv");
+    let flipped: Vec<String> =
+        decisions.lines().map(|line| if line.starts_with(&key) { flip(line) } else { line.into() }).collect();
+    assert_ne!(flipped.join("\n"), decisions.trim_end());
+    bench.write("pipelines/test.csv", &(flipped.join("\n") + "\n"));
+
     let ended = bench.mpcc("run pipelines/edited.yaml --store s --json").code(0);
-    let trained: Vec<String> = ended
-        .json()
-        .iter()
-        .filter(|line| line["event"] == "node.started")
-        .filter_map(|line| line["node"].as_str().map(str::to_owned))
-        .filter(|node| ["sft", "rft", "pretrain"].iter().any(|stage| node.starts_with(stage)))
-        .collect();
-    assert!(trained.is_empty(), "a test decision trained {trained:?}");
+    let started = |line: &&Value| line["event"] == "node.started";
+    let ran: Vec<String> =
+        ended.json().iter().filter(started).map(|line| line["node"].as_str().unwrap().to_owned()).collect();
+    assert!(ran.iter().any(|node| node.starts_with("answer[")), "{ran:?}");
+    let trains = |node: &&String| ["sft", "rft", "pretrain", "traces"].iter().any(|stage| node.starts_with(stage));
+    assert_eq!(ran.iter().find(trains), None, "a test decision trains nothing");
+    let memo: Vec<Value> = ended.json().into_iter().filter(|line| line["note"] == "memo").collect();
+    let sum = |name: &str| memo.iter().map(|line| line[name].as_u64().unwrap()).sum::<u64>();
+    assert!(sum("hits") > 0, "{memo:?}");
+    assert_eq!(sum("misses"), 0, "a difficulty is in no request");
 }
 
 /// The decision's line with its difficulty changed.
