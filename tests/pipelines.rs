@@ -2,6 +2,7 @@
 //! number of processes, on kills, or on who else runs it.
 
 use std::collections::BTreeSet;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -73,14 +74,18 @@ fn smoke_gives_the_same_bytes_alone_killed_and_in_company() {
     let alone = digests(&bench, "alone");
     assert!(bench.read("results/smoke-table4/table.md").contains("rft+prior"));
 
-    for millis in [300, 900, 1_700, 2_900, 4_100] {
+    let moments = random_moments(8, Duration::from_millis(4_500));
+    for (round, moment) in moments.iter().enumerate() {
         let mut victim = run("killed", "");
-        std::thread::sleep(Duration::from_millis(millis));
-        let _ = victim.kill();
+        std::thread::sleep(*moment);
+        match round % 2 {
+            0 => drop(victim.kill()),
+            _ => kill_a_stage(&victim),
+        }
         victim.wait_with_output().unwrap();
     }
     Ended::from(run("killed", "").wait_with_output().unwrap()).code(0);
-    assert_eq!(digests(&bench, "killed"), alone);
+    assert_eq!(digests(&bench, "killed"), alone, "killed after {moments:?}: engine, stage, engine, ...");
     bench.mpcc("cache verify --store killed").code(0);
 
     let both = [run("company", ""), run("company", "")].map(|run| Ended::from(run.wait_with_output().unwrap()).code(0));
@@ -89,6 +94,24 @@ fn smoke_gives_the_same_bytes_alone_killed_and_in_company() {
 
     let again = Ended::from(run("alone", "").wait_with_output().unwrap()).code(0);
     assert_eq!(again.counts(), [0, executed, 0, 0]);
+}
+
+/// Moments up to `limit`, different every time; a failure prints them.
+fn random_moments(count: usize, limit: Duration) -> Vec<Duration> {
+    use std::hash::{BuildHasher, RandomState};
+    let random = |number: usize| RandomState::new().hash_one(number) % limit.as_millis() as u64;
+    (0..count).map(|number| Duration::from_millis(random(number))).collect()
+}
+
+/// kill -9 of one of the engine's children, if it has any at the moment.
+fn kill_a_stage(engine: &Child) {
+    let id = engine.id();
+    let threads = std::fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    let children = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let pids: Vec<String> = children.flat_map(|text| text.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
+    if let Some(pid) = pids.iter().rfind(|pid| !pid.is_empty()) {
+        let _ = Command::new("kill").args(["-9", pid]).status();
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Action;
-use crate::stage::{Bound, Coordinates};
+use crate::stage::{Bound, Coordinates, StageError};
 
 /// Names one attempt within one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -135,6 +135,17 @@ pub enum JobError {
     },
 }
 
+impl From<StageError> for Outcome {
+    fn from(error: StageError) -> Self {
+        match error {
+            StageError::Invalid(message) => Self::invalid(message),
+            StageError::Machine(message) => Self::machine(message),
+            StageError::Waiting(message) => Self::Waiting { message },
+            StageError::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
 /// How an attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
@@ -145,8 +156,8 @@ pub enum Outcome {
     Failed {
         /// What went wrong.
         message: String,
-        /// The inputs or parameters are wrong: the same attempt would fail again.
-        invalid: bool,
+        /// What is to blame.
+        blame: Blame,
     },
     /// A person must decide first.
     Waiting {
@@ -166,10 +177,42 @@ pub enum Outcome {
     },
 }
 
+/// What is to blame for a failure: it decides the exit code, and whether another attempt makes sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Blame {
+    /// The stage's own work. Another attempt may not meet it.
+    Stage,
+    /// Its inputs or parameters: the same attempt would fail again.
+    Inputs,
+    /// I/O, memory or network of the machine. Another attempt may not meet it.
+    Machine,
+}
+
 impl Outcome {
-    /// A failure that another attempt may not meet.
+    /// A failure of the stage that another attempt may not meet.
     pub fn failed(message: impl Into<String>) -> Self {
-        Self::Failed { message: message.into(), invalid: false }
+        Self::Failed { message: message.into(), blame: Blame::Stage }
+    }
+
+    /// Wrong inputs or parameters.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::Failed { message: message.into(), blame: Blame::Inputs }
+    }
+
+    /// A failure of the machine.
+    pub fn machine(message: impl Into<String>) -> Self {
+        Self::Failed { message: message.into(), blame: Blame::Machine }
+    }
+
+    /// Whether another attempt may end better.
+    pub fn may_pass_again(&self) -> bool {
+        !matches!(self, Self::Failed { blame: Blame::Inputs, .. })
+    }
+
+    /// Whether the machine is to blame rather than the stage.
+    pub fn is_machine(&self) -> bool {
+        matches!(self, Self::Failed { blame: Blame::Machine, .. })
     }
 
     /// One line for people: what happened.

@@ -32,7 +32,10 @@ use crate::executor::tree::{kill_descendants, signal_descendants};
 use crate::job::{Job, Outcome, Usage};
 use crate::plan::Action;
 use crate::registry::Registry;
-use crate::stage::{Context, Memo, NoteSink, StageError};
+use crate::stage::{Context, Memo, NoteSink};
+
+/// Exit code of a worker that could not read its job or say how it ended.
+pub(crate) const BROKEN: i32 = 3;
 
 /// Stack of the thread a stage runs on: differentiating a deep graph recurses. Untouched pages cost nothing.
 const STACK: usize = 512 << 20;
@@ -55,7 +58,7 @@ pub fn worker_main(job: &Path, registry: &Registry, secret: &dyn Fn(&str) -> Opt
         Err(error) => {
             // Standard error is the log.
             let _ = io::Write::write_all(&mut io::stderr(), format!("worker: {error}\n").as_bytes());
-            3
+            BROKEN
         }
     }
 }
@@ -167,7 +170,7 @@ fn on_large_stack(work: impl FnOnce() -> Outcome + Send) -> Outcome {
         let thread = std::thread::Builder::new().name("stage".to_owned()).stack_size(STACK);
         match thread.spawn_scoped(scope, work) {
             Ok(thread) => thread.join().unwrap_or_else(|_| Outcome::failed("the stage panicked")),
-            Err(error) => Outcome::failed(format!("no thread for the stage: {error}")),
+            Err(error) => Outcome::machine(format!("no thread for the stage: {error}")),
         }
     })
 }
@@ -175,7 +178,7 @@ fn on_large_stack(work: impl FnOnce() -> Outcome + Send) -> Outcome {
 fn carry_out(job: &Job, registry: &Registry, notes: Arc<dyn NoteSink>, cancel: Arc<AtomicBool>) -> Outcome {
     let store = match Store::open(&job.store, StoreOptions { sync: false, ..StoreOptions::default() }) {
         Ok(store) => store,
-        Err(error) => return Outcome::failed(format!("the store cannot be opened: {error}")),
+        Err(error) => return Outcome::machine(format!("the store cannot be opened: {error}")),
     };
     let ctx = context(job, Arc::new(store.memo()), notes, cancel);
     let outcome = match &job.action {
@@ -204,20 +207,16 @@ fn context(job: &Job, memo: Arc<dyn Memo>, notes: Arc<dyn NoteSink>, cancel: Arc
 }
 
 fn builtin(registry: &Registry, kind: &str, version: u32, params: &serde_json::Value, ctx: &Context) -> Outcome {
-    let invalid = |message: String| Outcome::Failed { message, invalid: true };
     let Some(found) = registry.get(kind).filter(|found| found.version == version) else {
-        return invalid(format!("this mpcc has no kind `{kind}` of version {version}"));
+        return Outcome::invalid(format!("this mpcc has no kind `{kind}` of version {version}"));
     };
     let stage = match found.parse(params.clone()) {
         Ok(stage) => stage,
-        Err(error) => return invalid(format!("parameters of `{kind}`: {error}")),
+        Err(error) => return Outcome::invalid(format!("parameters of `{kind}`: {error}")),
     };
     match catch_unwind(AssertUnwindSafe(|| stage.run(ctx))) {
         Ok(Ok(())) => Outcome::Done,
-        Ok(Err(StageError::Invalid(message))) => invalid(message),
-        Ok(Err(StageError::Machine(message))) => Outcome::failed(message),
-        Ok(Err(StageError::Waiting(message))) => Outcome::Waiting { message },
-        Ok(Err(StageError::Cancelled)) => Outcome::Cancelled,
+        Ok(Err(error)) => error.into(),
         Err(panic) => Outcome::failed(format!("the stage panicked: {}", panic_text(panic.as_ref()))),
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mpcc_cache::{Artifact, ArtifactKind, Digest};
 use mpcc_engine::executor::{Attempt, Executor, ProcessExecutor, ProcessOptions};
-use mpcc_engine::job::{AttemptId, Job, JobOutput, Outcome, Usage};
+use mpcc_engine::job::{AttemptId, Blame, Job, JobOutput, Outcome, Usage};
 use mpcc_engine::plan::{Action, Command};
 use mpcc_engine::port::{PortType, Signature};
 use mpcc_engine::registry::Registry;
@@ -47,6 +47,7 @@ impl Stage for Act {
             "abort" => std::process::abort(),
             "exit" => std::process::exit(7),
             "invalid" => Err(StageError::invalid("bad parameter")),
+            "disk" => Err(StageError::Machine("the disk is full".into())),
             "wait" => Err(StageError::Waiting("decide first".into())),
             "die" => {
                 rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
@@ -215,9 +216,9 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
     tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(future))
 }
 
-fn failed(outcome: &Outcome) -> (String, bool) {
-    let Outcome::Failed { message, invalid } = outcome else { panic!("expected a failure, got {outcome:?}") };
-    (message.clone(), *invalid)
+fn failed(outcome: &Outcome) -> (String, Blame) {
+    let Outcome::Failed { message, blame } = outcome else { panic!("expected a failure, got {outcome:?}") };
+    (message.clone(), *blame)
 }
 
 /// Waits until `path` holds `lines` lines.
@@ -263,8 +264,9 @@ fn every_end_is_told_apart() {
     let run = |act| bench.run(bench.act(act)).0;
     assert!(failed(&run("nothing")).0.contains("without its output `y`"));
     assert!(failed(&run("panic")).0.contains("this stage panics"));
-    assert_eq!(failed(&run("invalid")), ("bad parameter".to_owned(), true));
-    assert_eq!(failed(&run("jump")), ("cannot jump".to_owned(), true));
+    assert_eq!(failed(&run("invalid")), ("bad parameter".to_owned(), Blame::Inputs));
+    assert_eq!(failed(&run("disk")), ("the disk is full".to_owned(), Blame::Machine));
+    assert_eq!(failed(&run("jump")), ("cannot jump".to_owned(), Blame::Inputs));
     assert_eq!(run("wait"), Outcome::Waiting { message: "decide first".into() });
     assert!(failed(&run("exit")).0.contains("exit code 7"));
     assert_eq!(run("abort"), Outcome::Killed { signal: 6, out_of_memory: false });
@@ -272,10 +274,11 @@ fn every_end_is_told_apart() {
     let mut other = bench.act("write");
     let Action::Builtin { version, .. } = &mut other.action else { unreachable!("`act` makes a built-in") };
     *version = 2;
-    assert!(failed(&bench.run(other).0).1);
+    assert_eq!(failed(&bench.run(other).0).1, Blame::Inputs);
     let nowhere = ProcessOptions { program: "/nowhere/mpcc".into(), ..bench.options.clone() };
     let (attempt, _heard) = Bench { folder: tempfile::tempdir().unwrap(), options: nowhere }.start(bench.act("write"));
-    assert!(failed(&wait(attempt).0).0.contains("/nowhere/mpcc"));
+    let (message, blame) = failed(&wait(attempt).0);
+    assert!(message.contains("/nowhere/mpcc") && blame == Blame::Machine, "{message}");
 }
 
 fn commands_run() {
@@ -285,10 +288,13 @@ fn commands_run() {
     assert_eq!(bench.log(), format!("logged\n{}\n", bench.path().display()));
     let argv = bench.job(Action::Command(bench.command(false, &["cp", "/dev/null", "${outputs.y}"])));
     assert_eq!(bench.run(argv).0, Outcome::Done);
-    assert_eq!(failed(&bench.run(bench.script("exit 3")).0), ("`exit 3` ended with exit code 3".to_owned(), false));
+    assert_eq!(
+        failed(&bench.run(bench.script("exit 3")).0),
+        ("`exit 3` ended with exit code 3".to_owned(), Blame::Stage)
+    );
     let missing = bench.job(Action::Command(bench.command(false, &["no-such-program"])));
-    let (message, invalid) = failed(&bench.run(missing).0);
-    assert!(invalid && message.contains("no-such-program"), "{message}");
+    let (message, blame) = failed(&bench.run(missing).0);
+    assert!(blame == Blame::Inputs && message.contains("no-such-program"), "{message}");
     let segfault = bench.job(Action::Command(bench.command(false, &["sh", "-c", "kill -SEGV $$"])));
     assert_eq!(bench.run(segfault).0, Outcome::Killed { signal: 11, out_of_memory: false });
     assert_eq!(bench.run(bench.script("cat; echo end > ${outputs.y}")).0, Outcome::Done, "standard input is empty");
@@ -445,8 +451,8 @@ fn records_are_answered_once() {
     let dropping = bench.run(bench.each("while read -r line; do echo null; done", &RECORDS));
     assert_eq!((dropping.0, bench.output()), (Outcome::Done, String::new()));
     let bad = bench.run(bench.each(&script, &[RECORDS[0], "no record"]));
-    let (message, invalid) = failed(&bad.0);
-    assert!(invalid && message.contains("line 2") && message.contains("no record"), "{message}");
+    let (message, blame) = failed(&bad.0);
+    assert!(blame == Blame::Inputs && message.contains("line 2") && message.contains("no record"), "{message}");
 }
 
 fn failed_records_are_kept_apart() {

@@ -112,6 +112,33 @@ fn digests_of_two_stores_compare() {
 }
 
 #[test]
+fn a_curation_without_decisions_waits_while_other_branches_finish() {
+    let region = r#"{"id": "r1", "image": "a.jpg", "image_digest": "d", "annotation": 7, "size": [64, 64], "bbox": [1, 2, 30, 30], "category": "cup", "supercategory": "kitchen", "area": 900, "crowd": false, "scene": [["cup", 1]]}"#;
+    let bench = Bench::new(
+        r#"
+mpcc: 1
+name: waiting
+stages:
+  regions: { run: "cp ${inputs.given} ${outputs.regions}", inputs: { given: { file: given.jsonl } }, outputs: { regions: records<Region> } }
+  curation: { uses: curation.import, inputs: { regions: regions, decisions: { file: decisions.csv } } }
+  below: { run: "wc -l < ${inputs.items} > ${outputs.n}", inputs: { items: curation.items }, outputs: { n: file } }
+  beside: { run: "wc -l < ${inputs.regions} > ${outputs.n}", inputs: { regions: regions }, outputs: { n: file } }
+"#,
+    );
+    bench.write("given.jsonl", &format!("{region}\n"));
+    bench.write("decisions.csv", "");
+    let waiting = bench.mpcc("run pipeline.yaml --json").code(4).finished();
+    let counts = |names: [&str; 3]| names.map(|name| waiting[name].as_u64().unwrap());
+    assert_eq!(counts(["executed", "waiting", "failed"]), [2, 2, 0], "{waiting}");
+    let told = bench.mpcc("run pipeline.yaml").code(4);
+    assert!(format!("{}{}", told.out, told.err).contains("a.jpg,7,accept,easy,me"), "{}{}", told.out, told.err);
+    bench.write("decisions.csv", "image,annotation,decision,difficulty,curator\na.jpg,7,accept,easy,me\n");
+    assert_eq!(bench.mpcc("run pipeline.yaml --json").code(0).counts(), [2, 2, 0, 0]);
+    let path = bench.mpcc("show below").code(0).out;
+    assert_eq!(std::fs::read_to_string(path.trim()).unwrap().trim(), "1");
+}
+
+#[test]
 fn tables_end_a_run() {
     let bench = Bench::new(
         r#"

@@ -1,6 +1,6 @@
 //! Commands that look: status, logs, runs, show, graph, schema, doctor, cache, help.
 
-use super::bench::Bench;
+use super::bench::{Bench, root};
 
 #[test]
 fn a_run_can_be_looked_at_afterwards() {
@@ -40,6 +40,14 @@ fn the_schema_is_json_and_names_every_kind() {
     for kind in mpcc_stages::registry().kinds() {
         assert!(text.contains(kind.name), "{}", kind.name);
     }
+}
+
+/// Editors read the committed file: `mpcc schema > pipelines/schema.json` renews it.
+#[test]
+fn the_committed_schema_is_fresh() {
+    let committed = std::fs::read_to_string(root().join("pipelines/schema.json")).unwrap();
+    let fresh = Bench::chain().mpcc("schema").code(0).out;
+    assert!(committed == fresh, "pipelines/schema.json is stale: `mpcc schema > pipelines/schema.json` renews it");
 }
 
 #[test]

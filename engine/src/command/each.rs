@@ -28,7 +28,7 @@ use crate::command::program;
 use crate::command::record_process::{Answer, RecordProcess};
 use crate::job::Outcome;
 use crate::plan::Command;
-use crate::stage::{Bound, Context, Note, StageError};
+use crate::stage::{Bound, Context, Note};
 
 /// The memo's namespace of record stages.
 const NAMESPACE: &str = "each";
@@ -62,29 +62,20 @@ fn sole_output(ctx: &Context) -> Result<&Path, Outcome> {
     let mut outputs = ctx.outputs.values();
     match (outputs.next(), outputs.next()) {
         (Some(path), None) => Ok(path),
-        _ => Err(invalid("a stage with `each` has exactly one output, the records it answers".to_owned())),
+        _ => Err(Outcome::invalid("a stage with `each` has exactly one output, the records it answers".to_owned())),
     }
-}
-
-fn invalid(message: String) -> Outcome {
-    Outcome::Failed { message, invalid: true }
-}
-
-fn stage_error(error: StageError) -> Outcome {
-    let invalid = matches!(error, StageError::Invalid(_));
-    Outcome::Failed { message: error.to_string(), invalid }
 }
 
 /// The lines of every artifact of `port`, each checked to be JSON.
 fn read(port: &str, ctx: &Context) -> Result<Vec<String>, Outcome> {
     let mut records = Vec::new();
-    for input in ctx.artifacts(port).map_err(stage_error)? {
+    for input in ctx.artifacts(port)? {
         let text = fs::read_to_string(&input.path)
-            .map_err(|error| invalid(format!("input `{port}`: {}: {error}", input.path.display())))?;
+            .map_err(|error| Outcome::invalid(format!("input `{port}`: {}: {error}", input.path.display())))?;
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             serde_json::from_str::<serde::de::IgnoredAny>(line).map_err(|error| {
                 let shown: String = line.chars().take(80).collect();
-                invalid(format!(
+                Outcome::invalid(format!(
                     "input `{port}` from {}, line {}: `{shown}` is no record: {error}",
                     input.node,
                     number + 1
@@ -101,7 +92,7 @@ fn base_key(command: &Command, port: &str, ctx: &Context) -> Result<Vec<u8>, Out
     let mut code = Vec::new();
     for path in &command.code {
         let path = command.cwd.join(path);
-        let content = fs::read(&path).map_err(|error| invalid(format!("{}: {error}", path.display())))?;
+        let content = fs::read(&path).map_err(|error| Outcome::invalid(format!("{}: {error}", path.display())))?;
         let name = path.strip_prefix(&command.cwd).unwrap_or(&path);
         code.push(json!([name, Digest::of(&content)]));
     }
@@ -195,7 +186,7 @@ impl<'a> Batch<'a> {
         }
         let finished = process.map_or(Ok(()), RecordProcess::finish);
         if let Err(message) = finished {
-            self.end(invalid(message));
+            self.end(Outcome::invalid(message));
         }
     }
 
@@ -274,7 +265,7 @@ impl<'a> Batch<'a> {
     /// Stores a result: the empty value is a dropped record.
     fn keep(&self, index: usize, result: Vec<u8>) -> Standing {
         if let Err(error) = self.ctx.memo.put(NAMESPACE, &self.keys[index], &result) {
-            self.end(Outcome::failed(format!("a result cannot be stored: {error}")));
+            self.end(Outcome::machine(format!("a result cannot be stored: {error}")));
         }
         Standing::Result(result)
     }
@@ -287,7 +278,7 @@ impl<'a> Batch<'a> {
         }
         let failed = failures(&self.records, &state.standing);
         write_lines(failed_records, failed.iter().map(|failed| failed.to_string().into_bytes()), failed.is_empty())
-            .map_err(|error| Outcome::failed(format!("{}: {error}", failed_records.display())))?;
+            .map_err(|error| Outcome::machine(format!("{}: {error}", failed_records.display())))?;
         if let Some(first) = failed.first() {
             let (count, total) = (failed.len(), self.records.len());
             let (index, error) = (&first["index"], first["error"].as_str().unwrap_or_default());
@@ -300,7 +291,7 @@ impl<'a> Batch<'a> {
             Standing::Result(line) if !line.is_empty() => Some(line),
             _ => None,
         });
-        write_lines(output, results, false).map_err(|error| Outcome::failed(format!("{}: {error}", output.display())))
+        write_lines(output, results, false).map_err(|error| Outcome::machine(format!("{}: {error}", output.display())))
     }
 }
 

@@ -24,15 +24,18 @@ pub(super) fn run(command: &Command, ctx: &Context) -> Result<(), Outcome> {
         // The signal came before there was anything to pass it on to.
         signal_descendants(getpid(), Signal::TERM);
     }
-    let status = child.wait().map_err(|error| Outcome::failed(format!("`{}` was lost: {error}", words[0])))?;
+    let status = child.wait().map_err(|error| Outcome::machine(format!("`{}` was lost: {error}", words[0])))?;
     ended(command, &words, status, memory)
 }
 
 /// The command's words with paths filled in.
 pub(super) fn words(command: &Command, ctx: &Context) -> Result<Vec<String>, Outcome> {
-    let invalid = |message: String| Outcome::Failed { message, invalid: true };
-    let words = substitute::words(command, ctx).map_err(|error| invalid(error.to_string()))?;
-    if words.first().is_none_or(String::is_empty) { Err(invalid("the command is empty".to_owned())) } else { Ok(words) }
+    let words = substitute::words(command, ctx).map_err(|error| Outcome::invalid(error.to_string()))?;
+    if words.first().is_none_or(String::is_empty) {
+        Err(Outcome::invalid("the command is empty".to_owned()))
+    } else {
+        Ok(words)
+    }
 }
 
 /// The process to start, with the command's folder and declared environment.
@@ -48,7 +51,7 @@ pub(super) fn cannot_start(words: &[String], error: &io::Error) -> Outcome {
         io::ErrorKind::NotFound => "no such program on the PATH, or no such folder".to_owned(),
         _ => error.to_string(),
     };
-    Outcome::Failed { message: format!("cannot start `{}`: {reason}", words[0]), invalid: true }
+    Outcome::invalid(format!("cannot start `{}`: {reason}", words[0]))
 }
 
 fn ended(command: &Command, words: &[String], status: ExitStatus, memory: OutOfMemoryWatch) -> Result<(), Outcome> {

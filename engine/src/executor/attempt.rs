@@ -71,7 +71,7 @@ impl Future for Attempt {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.ended).poll(cx).map(|ended| {
-            ended.unwrap_or_else(|_| (Outcome::failed("its executor stopped before it ended"), Usage::default()))
+            ended.unwrap_or_else(|_| (Outcome::machine("its executor stopped before it ended"), Usage::default()))
         })
     }
 }

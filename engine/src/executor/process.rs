@@ -41,6 +41,7 @@ use crate::executor::memory::OutOfMemoryWatch;
 use crate::executor::speech::Said;
 use crate::executor::{Attempt, Executor, Notes, Order, tree};
 use crate::job::{AttemptId, Job, Outcome, Usage};
+use crate::worker::BROKEN;
 
 /// How children are started.
 #[derive(Clone, Debug)]
@@ -81,7 +82,7 @@ async fn attend(options: Arc<ProcessOptions>, job: Job, notes: Notes, mut handle
     let started = Instant::now();
     let (outcome, usage) = match launch(&options, &job).await {
         Ok(child) => Watch::new(&options, &job).follow(child, notes, &mut handle).await,
-        Err(error) => (Outcome::failed(format!("cannot start the stage: {error}")), Usage::default()),
+        Err(error) => (Outcome::machine(format!("cannot start the stage: {error}")), Usage::default()),
     };
     let usage = Usage { wall_s: started.elapsed().as_secs_f64(), ..usage };
     // Nobody listens when the attempt was dropped.
@@ -200,10 +201,11 @@ impl Watch {
     fn died(&self, status: io::Result<ExitStatus>) -> Outcome {
         let status = match status {
             Ok(status) => status,
-            Err(error) => return Outcome::failed(format!("its worker process was lost: {error}")),
+            Err(error) => return Outcome::machine(format!("its worker process was lost: {error}")),
         };
         match (status.signal(), status.code()) {
             (Some(signal), _) => Outcome::Killed { signal, out_of_memory: self.out_of_memory(signal) },
+            (None, Some(BROKEN)) => Outcome::machine("its worker process could not do its part; see the log"),
             (None, code) => {
                 let code = code.unwrap_or_default();
                 Outcome::failed(format!("its worker process ended with exit code {code} before the stage did"))

@@ -118,7 +118,7 @@ impl Run<'_> {
         let live = self.live.get_mut(&id).expect("it ran");
         live.control = None;
         let message = outcome.describe();
-        let again = !matches!(outcome, Outcome::Failed { invalid: true, .. });
+        let (again, machine) = (outcome.may_pass_again(), outcome.is_machine());
         match outcome {
             Outcome::Done => {
                 let (key, folder) = (self.keys[&id].clone(), live.folder.clone().expect("a started job has a folder"));
@@ -135,7 +135,7 @@ impl Run<'_> {
                 let message = "it stopped as if it had been cancelled".to_owned();
                 self.failed(id, Failure { message, machine: false, again, wall_s: usage.wall_s })
             }
-            _ => self.failed(id, Failure { message, machine: false, again, wall_s: usage.wall_s }),
+            _ => self.failed(id, Failure { message, machine, again, wall_s: usage.wall_s }),
         }
     }
 

@@ -292,12 +292,24 @@ async fn retries_rest_and_then_succeed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_machine_that_fails_is_told_from_a_stage_that_does() {
+    let bench = Bench::new();
+    let plan = plan(vec![node("a", &[]), node("b", &[])]);
+    let executor = ScriptedExecutor::new(|job| {
+        let outcome = if job.node == "a" { Outcome::machine("the disk is full") } else { Outcome::failed("no luck") };
+        Script::ends(Duration::from_secs(1), outcome)
+    });
+    let options = RunOptions { keep_going: true, ..bench.options(&plan) };
+    let ran = bench.run_with(&plan, &executor, options).await;
+    assert_eq!(counts(&ran.summary), [0, 0, 2, 0, 0, 0]);
+    assert_eq!(ran.summary.exit_code(), 3, "a broken machine weighs more than a failed stage");
+}
+
+#[tokio::test(start_paused = true)]
 async fn invalid_input_is_not_tried_again() {
     let (bench, mut plan) = (Bench::new(), plan(vec![node("a", &[])]));
     plan.nodes[0].retries = 5;
-    let executor = ScriptedExecutor::new(|_| {
-        Script::ends(Duration::from_secs(1), Outcome::Failed { message: "bad".to_owned(), invalid: true })
-    });
+    let executor = ScriptedExecutor::new(|_| Script::ends(Duration::from_secs(1), Outcome::invalid("bad")));
     bench.run(&plan, &executor).await;
     assert_eq!(executor.started().len(), 1);
 }
