@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::common::is_env_name;
 use super::external::{absolute, expand_glob};
-use super::sources::missing_data;
+use super::outside::missing_data;
 use super::{Command, Missing};
 use crate::interpolate::Scope;
 use crate::port::{InputPort, OutputPort, PortType};

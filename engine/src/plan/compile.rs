@@ -15,6 +15,7 @@ use super::common::{Fields, check_possible, over};
 use super::contract::{Contract, Doing, contracts, custom_kinds};
 use super::expand::{Draft, drafts};
 use super::models::{resolve_models, slots};
+use super::pick::Directory;
 use super::sources::{Lookup, coordinates};
 use super::{
     Action, Missing, ModelSource, Node, NodeId, Plan, PlannedInput, PlannedOutput, Source, commands, order, params,
@@ -97,6 +98,7 @@ fn build(
         params: &params,
         contracts: &contracts,
         drafts: &drafts,
+        directory: Directory::new(&pipeline, &drafts),
         models: BTreeMap::new(),
     };
     resolve_models(&mut lookup, options, problems);

@@ -10,7 +10,7 @@ use crate::spec::source::{Problems, Span};
 use crate::spec::yaml::{Data, Entry, Yaml};
 
 /// Most nodes of one pipeline.
-const MAX_NODES: usize = 10_000;
+const MAX_NODES: usize = 100_000;
 
 /// A node to be.
 pub(super) struct Draft {

@@ -7,7 +7,8 @@
 //! | `replay` | `from` | `{ file: PATH }` or a node's output with the recorded answers |
 
 use super::external::{absolute, hub_snapshot};
-use super::sources::{Lookup, Model, missing_data};
+use super::outside::missing_data;
+use super::sources::{Lookup, Model};
 use super::{CompileOptions, Missing, MissingKind, ModelSource, NodeId, Source};
 use crate::interpolate::Scope;
 use crate::port::PortType;

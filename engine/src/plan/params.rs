@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::Missing;
 use super::contract::{CustomKind, ParamType};
 use super::external::absolute;
-use super::sources::missing_data;
+use super::outside::missing_data;
 use crate::registry::{BoundStage, Kind};
 use crate::spec::source::{Problems, Span};
 use crate::spec::yaml::{Entry, Yaml};

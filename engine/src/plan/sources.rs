@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::contract::Contract;
-use super::expand::{Draft, Gone};
-use super::external::{absolute, check_glob, expand_glob};
-use super::selector::{Selector, parse};
-use super::{Missing, MissingKind, ModelSource, NodeId, PlannedInput, Source};
+use super::expand::Draft;
+use super::pick::{Directory, Picked};
+use super::{Missing, ModelSource, NodeId, PlannedInput, Source};
 use crate::interpolate::Scope;
 use crate::port::{Arity, InputPort, PortType};
-use crate::spec::pipeline::{Pipeline, check_keys};
+use crate::spec::pipeline::Pipeline;
 use crate::spec::source::{Problems, Span};
 use crate::spec::yaml::{Data, Yaml};
 use crate::stage::{Coordinates, Provider};
@@ -35,27 +34,17 @@ pub(super) struct Lookup<'a> {
     pub(super) contracts: &'a [Option<Contract<'a>>],
     /// Every node, those that vanished included.
     pub(super) drafts: &'a [Draft],
+    /// Where stages and nodes are found by name and coordinate.
+    pub(super) directory: Directory,
     /// Models by name.
     pub(super) models: BTreeMap<String, Model>,
 }
 
 /// What one written source stands for.
 #[derive(Default)]
-struct Found {
-    list: bool,
-    sources: Vec<Source>,
-}
-
-/// A port of nodes that a selector names.
-pub(super) struct Picked {
-    /// Nodes, as draft indices.
-    pub(super) nodes: Vec<usize>,
-    /// The output port.
-    pub(super) port: String,
-    /// Its type.
-    pub(super) ty: PortType,
-    /// Whether `*` was written.
-    pub(super) star: bool,
+pub(super) struct Found {
+    pub(super) list: bool,
+    pub(super) sources: Vec<Source>,
 }
 
 /// The plain coordinates of a draft.
@@ -64,11 +53,11 @@ pub(super) fn coordinates(draft: &Draft) -> Coordinates {
 }
 
 /// Whether a port takes a list.
-fn takes_many(port: &InputPort) -> bool {
+pub(super) fn takes_many(port: &InputPort) -> bool {
     matches!(port.arity, Arity::Many | Arity::OptionalMany)
 }
 
-fn is_model_port(port: &InputPort) -> bool {
+pub(super) fn is_model_port(port: &InputPort) -> bool {
     port.ty == Some(PortType::Model)
 }
 
@@ -268,128 +257,11 @@ impl<'a> Lookup<'a> {
         problems.error(at, "unknown-model", format!("there is no model `{name}`")).suggest(name, known);
     }
 
-    fn deleted(&self, name: &str, what: &str, span: Span, at: Span, problems: &mut Problems<'_>) {
+    pub(super) fn deleted(&self, name: &str, what: &str, span: Span, at: Span, problems: &mut Problems<'_>) {
         let profile = self.pipeline.profile.as_deref().unwrap_or_default();
         problems
             .error(at, "vanished", format!("{what} `{name}` is deleted by profile `{profile}`"))
             .help(format!("the deletion is on line {}; give this another source in that profile", span.line));
-    }
-
-    /// The port of the nodes that `text` selects.
-    pub(super) fn pick(&self, text: &str, at: Span, problems: &mut Problems<'_>) -> Option<Picked> {
-        let selector = match parse(text) {
-            Ok(selector) => selector,
-            Err(message) => {
-                problems.error(at, "source", message);
-                return None;
-            }
-        };
-        let nodes = self.select(&selector, at, problems)?;
-        let stage = self.pipeline.stages.iter().position(|stage| stage.name == selector.stage)?;
-        let outputs = &self.contracts[stage].as_ref()?.outputs;
-        let port = match selector.port {
-            None => outputs.first(),
-            Some(name) => outputs.iter().find(|port| port.name == name),
-        };
-        let Some(port) = port else {
-            self.no_port(&selector, outputs.iter().map(|port| port.name.as_str()), at, problems);
-            return None;
-        };
-        Some(Picked { nodes, port: port.name.clone(), ty: port.ty.clone(), star: selector.star })
-    }
-
-    fn no_port<'n>(
-        &self,
-        selector: &Selector<'_>,
-        known: impl Iterator<Item = &'n str>,
-        at: Span,
-        problems: &mut Problems<'_>,
-    ) {
-        match selector.port {
-            Some(port) => problems
-                .error_in(at, port, "unknown-port", format!("stage `{}` has no output `{port}`", selector.stage))
-                .suggest(port, known),
-            None => {
-                let message = format!("stage `{}` has no outputs", selector.stage);
-                problems.error(at, "unknown-port", message).help("order without data goes under `needs`");
-            }
-        }
-    }
-
-    /// The live nodes that a selector leaves.
-    pub(super) fn select(&self, selector: &Selector<'_>, at: Span, problems: &mut Problems<'_>) -> Option<Vec<usize>> {
-        let name = selector.stage;
-        let Some(stage) = self.pipeline.stages.iter().position(|stage| stage.name == name) else {
-            self.unknown_stage(name, at, problems);
-            return None;
-        };
-        let of_stage: Vec<usize> = (0..self.drafts.len()).filter(|&i| self.drafts[i].stage == stage).collect();
-        self.check_coordinates(selector, &of_stage, at, problems)?;
-        let fits = |index: &usize| selector.fixed.iter().all(|(key, want)| has(&self.drafts[*index], key, want));
-        let matching: Vec<usize> = of_stage.into_iter().filter(fits).collect();
-        let live: Vec<usize> = matching.iter().copied().filter(|&i| self.drafts[i].gone.is_none()).collect();
-        if live.is_empty() && !selector.star {
-            self.vanished(name, &matching, at, problems);
-            return None;
-        }
-        Some(live)
-    }
-
-    fn unknown_stage(&self, name: &str, at: Span, problems: &mut Problems<'_>) {
-        for (section, what) in [("stages", "stage"), ("models", "model")] {
-            if let Some(span) = self.pipeline.deleted.find(section, name) {
-                self.deleted(name, what, span, at, problems);
-                return;
-            }
-        }
-        let stages = self.pipeline.stages.iter().map(|stage| stage.name.as_str());
-        let known = stages.chain(self.models.keys().map(String::as_str));
-        let message = format!("no stage or model is called `{name}`");
-        problems.error_in(at, name, "unknown-stage", message).suggest(name, known);
-    }
-
-    fn check_coordinates(
-        &self,
-        selector: &Selector<'_>,
-        nodes: &[usize],
-        at: Span,
-        problems: &mut Problems<'_>,
-    ) -> Option<()> {
-        let coords = &self.drafts[*nodes.first()?].coords;
-        for (key, value) in &selector.fixed {
-            if !coords.iter().any(|(known, _)| known == key) {
-                let message = format!("the matrix of stage `{}` has no `{key}`", selector.stage);
-                let known = coords.iter().map(|(known, _)| known.as_str());
-                problems.error_in(at, key, "unknown-matrix-key", message).suggest(key, known);
-                return None;
-            }
-            if !nodes.iter().any(|&node| has(&self.drafts[node], key, value)) {
-                let message = format!("no node of stage `{}` has {key}={value}", selector.stage);
-                let mut known: Vec<String> =
-                    nodes.iter().filter_map(|&node| value_of(&self.drafts[node], key)).collect();
-                known.dedup();
-                problems
-                    .error_in(at, value, "unknown-matrix-value", message)
-                    .suggest(value, known.iter().map(String::as_str));
-                return None;
-            }
-        }
-        Some(())
-    }
-
-    fn vanished(&self, stage: &str, matching: &[usize], at: Span, problems: &mut Problems<'_>) {
-        let Some(draft) = matching.first().map(|&index| &self.drafts[index]) else {
-            problems.error(at, "arity", format!("this leaves no node of stage `{stage}`"));
-            return;
-        };
-        let (why, line) = match draft.gone {
-            Some(Gone::When(span)) => ("switched off by `when`", span.line),
-            Some(Gone::Excluded(span)) => ("taken out by `exclude`", span.line),
-            None => return,
-        };
-        problems
-            .error(at, "vanished", format!("node `{}` is {why}", draft.name))
-            .help(format!("see line {line}; `[*]` takes only the nodes that are there"));
     }
 
     fn ambiguous(&self, port: &InputPort, text: &str, picked: &Picked, at: Span, problems: &mut Problems<'_>) {
@@ -419,116 +291,4 @@ impl<'a> Lookup<'a> {
             _ => Some(()),
         }
     }
-
-    /// `{ file: .. }`, `{ dir: .. }`, `{ glob: .. }`.
-    fn outside(
-        &self,
-        draft: &Draft,
-        port: &InputPort,
-        value: &Yaml,
-        missing: &mut Vec<Missing>,
-        problems: &mut Problems<'_>,
-    ) -> Option<Found> {
-        const KEYS: [&str; 3] = ["file", "dir", "glob"];
-        check_keys(value, &KEYS, "an outside source", problems);
-        let [entry] = value.entries() else {
-            problems.error(value.at, "source", "an outside source is one of `file`, `dir` and `glob`");
-            return None;
-        };
-        let Some(written) = entry.value.text() else {
-            problems.error(entry.value.at, "type", format!("a path is text, this is {}", entry.value.what()));
-            return None;
-        };
-        let key = KEYS.into_iter().find(|key| *key == entry.key)?;
-        self.check_outside_type(port, key, &entry.value, problems)?;
-        let path = absolute(self.folder, written);
-        if key != "glob" {
-            self.check_there(&path, key == "dir", &entry.value, &draft.name, missing, problems)?;
-        }
-        let source = match key {
-            "file" => Source::File { path },
-            "dir" if is_model_port(port) => Source::Model(Box::new(ModelSource {
-                name: written.to_owned(),
-                matrix: Coordinates::new(),
-                provider: Provider::Local,
-                from: Some(Source::Dir { path }),
-                settings: serde_json::Map::new(),
-            })),
-            "dir" => Source::Dir { path },
-            _ => self.glob(&path, &entry.value, &draft.name, missing, problems)?,
-        };
-        Some(Found { list: key == "glob", sources: vec![source] })
-    }
-
-    fn check_outside_type(&self, port: &InputPort, key: &str, value: &Yaml, problems: &mut Problems<'_>) -> Option<()> {
-        let tree = key == "dir";
-        let wrong = match &port.ty {
-            Some(ty) if ty.is_tree() != tree => {
-                Some(format!("takes {ty}, this is {}", if tree { "a directory" } else { "a file" }))
-            }
-            _ if key == "glob" && !takes_many(port) => Some("takes one file, a pattern stands for a list".to_owned()),
-            _ => None,
-        };
-        match wrong {
-            Some(wrong) => {
-                problems.error(value.at, "port-type", format!("input `{}` {wrong}", port.name));
-                None
-            }
-            None => Some(()),
-        }
-    }
-
-    fn check_there(
-        &self,
-        path: &Path,
-        tree: bool,
-        value: &Yaml,
-        node: &str,
-        missing: &mut Vec<Missing>,
-        problems: &mut Problems<'_>,
-    ) -> Option<()> {
-        if !path.exists() {
-            let what = if tree { "directory" } else { "file" };
-            missing.push(missing_data(node, format!("{what} {} is not there", path.display())));
-        } else if path.is_dir() != tree {
-            let (is, write) = if tree { ("a file", "file") } else { ("a directory", "dir") };
-            problems
-                .error(value.at, "source", format!("`{}` is {is}", value.text().unwrap_or_default()))
-                .help(format!("write `{{ {write}: .. }}`"));
-            return None;
-        }
-        Some(())
-    }
-
-    fn glob(
-        &self,
-        pattern: &Path,
-        value: &Yaml,
-        node: &str,
-        missing: &mut Vec<Missing>,
-        problems: &mut Problems<'_>,
-    ) -> Option<Source> {
-        let text = pattern.to_string_lossy().into_owned();
-        if let Err(error) = check_glob(&text) {
-            problems.error(value.at, "source", error.to_string());
-            return None;
-        }
-        if expand_glob(pattern).map_or(true, |files| files.is_empty()) {
-            missing.push(missing_data(node, format!("no file matches {text}")));
-        }
-        Some(Source::Glob { pattern: text })
-    }
-}
-
-/// A missing file, directory or checkpoint.
-pub(super) fn missing_data(needed_by: &str, message: String) -> Missing {
-    Missing { what: MissingKind::Data, needed_by: needed_by.to_owned(), message }
-}
-
-fn value_of(draft: &Draft, key: &str) -> Option<String> {
-    draft.coords.iter().find(|(known, _)| known == key).and_then(|(_, value)| value.scalar_text())
-}
-
-fn has(draft: &Draft, key: &str, want: &str) -> bool {
-    value_of(draft, key).is_some_and(|value| value == want)
 }

@@ -1,8 +1,8 @@
 //! Where everything is: a tree of places, built from parse events without recursion.
 //!
-//! It also holds the bounds of what a pipeline file may be, before any value is built: at most [`MAX_DEPTH`] levels and
-//! at most [`MAX_VALUES`] values after aliases are followed (an anchor is stored once and shared, so a bomb of aliases
-//! costs nothing to detect). Duplicate keys and keys that are no plain text are found here too.
+//! It also holds the bounds of what a pipeline file may be, before any value is built: at most [`MAX_DEPTH`] levels, and at
+//! most [`MAX_REPEATED`] values more than are written out once aliases are followed (an anchor is stored once and shared,
+//! so a bomb of aliases costs nothing to detect). Duplicate keys and keys that are no plain text are found here too.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -13,8 +13,10 @@ use super::source::{Problems, Span};
 
 /// Deepest nesting.
 pub(crate) const MAX_DEPTH: usize = 64;
-/// Most values, aliases followed.
-pub(crate) const MAX_VALUES: usize = 100_000;
+/// Most values that following aliases may add to those written out.
+pub(crate) const MAX_REPEATED: usize = 100_000;
+/// Maps up to this many keys are searched one by one.
+const SMALL_MAP: usize = 8;
 
 /// The place of a value and of what is in it.
 #[derive(Debug, Default)]
@@ -24,16 +26,46 @@ pub(crate) struct Place {
     /// Values in it, itself included, aliases followed.
     size: usize,
     depth: usize,
-    keys: Vec<(String, Span, Rc<Place>)>,
+    keys: Keys,
     items: Vec<Rc<Place>>,
+}
+
+/// The keys of a map in the order written.
+#[derive(Debug, Default)]
+struct Keys {
+    list: Vec<(String, Span, Rc<Place>)>,
+    /// Where each key is in the list, once there are more than [`SMALL_MAP`].
+    index: BTreeMap<String, usize>,
+}
+
+impl Keys {
+    fn push(&mut self, key: String, at: Span, place: Rc<Place>) {
+        self.list.push((key, at, place));
+        match self.list.len() {
+            0..=SMALL_MAP => {}
+            len if self.index.is_empty() => {
+                self.index = self.list[..len].iter().enumerate().map(|(at, (key, ..))| (key.clone(), at)).collect();
+            }
+            len => {
+                self.index.insert(self.list[len - 1].0.clone(), len - 1);
+            }
+        }
+    }
+
+    fn get(&self, key: &str) -> Option<&(String, Span, Rc<Place>)> {
+        match self.list.len() {
+            0..=SMALL_MAP => self.list.iter().find(|(name, ..)| name == key),
+            _ => self.index.get(key).map(|at| &self.list[*at]),
+        }
+    }
 }
 
 impl Place {
     /// The places of `key` and of its value; keys that come in through `<<` are found too.
     pub(crate) fn key(&self, key: &str) -> Option<(Span, &Rc<Place>)> {
-        let own = self.keys.iter().find(|(name, ..)| name == key).map(|(_, at, place)| (*at, place));
+        let own = self.keys.get(key).map(|(_, at, place)| (*at, place));
         own.or_else(|| {
-            let (_, _, merged) = self.keys.iter().find(|(name, ..)| name == "<<")?;
+            let (_, _, merged) = self.keys.get("<<")?;
             merged.key(key).or_else(|| merged.items.iter().find_map(|item| item.key(key)))
         })
     }
@@ -54,7 +86,7 @@ struct Open {
 
 /// Reads the events of `text`. `None` when a problem was reported or the text is no YAML (serde_yaml then says why).
 pub(crate) fn index(text: &str, problems: &mut Problems<'_>) -> Option<Rc<Place>> {
-    let mut builder = Builder { open: Vec::new(), anchors: BTreeMap::new(), root: None, sound: true };
+    let mut builder = Builder { open: Vec::new(), anchors: BTreeMap::new(), root: None, written: 0, sound: true };
     let mut parser: Parser<'_, StrInput<'_>> = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
         let (event, span) = match event {
@@ -76,6 +108,8 @@ struct Builder {
     open: Vec<Open>,
     anchors: BTreeMap<usize, Rc<Place>>,
     root: Option<Rc<Place>>,
+    /// Values written out so far.
+    written: usize,
     sound: bool,
 }
 
@@ -83,6 +117,7 @@ impl Builder {
     /// Takes one event; false stops.
     fn take(&mut self, event: Event<'_>, span: &EventSpan, problems: &mut Problems<'_>) -> bool {
         let at = place_of(span);
+        self.written += usize::from(matches!(event, Event::Scalar(..) | Event::SequenceStart(..) | Event::MappingStart(..)));
         match event {
             Event::Scalar(text, _, anchor, _) => {
                 if self.wants_key() {
@@ -119,7 +154,7 @@ impl Builder {
 
     fn take_key(&mut self, key: String, at: Span, problems: &mut Problems<'_>) -> bool {
         let open = self.open.last_mut().expect("a key stands in a map");
-        if let Some((_, first, _)) = open.place.keys.iter().find(|(name, ..)| *name == key) {
+        if let Some((_, first, _)) = open.place.keys.get(&key) {
             let line = first.line;
             problems
                 .error(at, "duplicate-key", format!("`{key}` is written twice in the same map"))
@@ -163,11 +198,11 @@ impl Builder {
         open.place.depth = open.place.depth.max(place.depth + 1);
         let size = open.place.size;
         match open.key.take() {
-            Some((key, key_at)) => open.place.keys.push((key, key_at, place)),
+            Some((key, key_at)) => open.place.keys.push(key, key_at, place),
             None => open.place.items.push(place),
         }
-        if size > MAX_VALUES {
-            let message = format!("with its aliases followed, this file holds more than {MAX_VALUES} values");
+        if size > MAX_REPEATED + self.written {
+            let message = format!("following its aliases adds more than {MAX_REPEATED} values to this file");
             return self.stop(at, "too-large", &message, problems);
         }
         if depth > MAX_DEPTH {
