@@ -117,6 +117,12 @@ impl Entries {
         log.refresh(|record| apply(map, record))
     }
 
+    /// [`Entries::refresh`], unless it was done a moment ago.
+    pub(crate) fn refresh_recent(&mut self) -> Result<()> {
+        let Self { log, map, .. } = self;
+        log.refresh_recent(|record| apply(map, record))
+    }
+
     /// The entries known for a recipe, best first.
     pub(crate) fn get(&self, recipe: &Digest) -> Vec<EntryRecord> {
         self.map.get(recipe).cloned().unwrap_or_default()

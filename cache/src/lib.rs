@@ -23,6 +23,7 @@ pub mod store;
 mod sync;
 mod trees;
 pub mod verify;
+pub mod watch;
 
 pub use artifact::{Artifact, ArtifactKind};
 pub use digest::Digest;
@@ -36,3 +37,4 @@ pub use memo::{MemoStats, MemoStore};
 pub use recipe::{Change, Recipe};
 pub use store::{Store, StoreOptions};
 pub use verify::{StoreStats, VerifyReport};
+pub use watch::Watch;

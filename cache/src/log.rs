@@ -27,6 +27,8 @@ type Result<T> = std::result::Result<T, StoreError>;
 const MAGIC: &[u8; 8] = b"mpcclog1";
 const HEADER: usize = 16;
 const CHECK: usize = 8;
+/// How long a reading counts as recent.
+const RECENT_NS: i64 = 10_000_000;
 
 /// A record of fixed size.
 pub(crate) trait Record: Sized {
@@ -54,6 +56,8 @@ pub(crate) struct Log<R> {
     files_started: u32,
     own: Option<Own>,
     consumed: BTreeMap<PathBuf, u64>,
+    /// When the files were last read to their ends.
+    refreshed_ns: i64,
     record: PhantomData<R>,
 }
 
@@ -90,7 +94,7 @@ impl<R: Record> Log<R> {
     /// The logs below `dir`, none read yet. The directory is made with the first record.
     pub(crate) fn new(io: Io, dir: PathBuf, writer: &str) -> Self {
         let (own, consumed) = (None, BTreeMap::new());
-        Self { io, dir, writer: writer.to_owned(), files_started: 0, own, consumed, record: PhantomData }
+        Self { io, dir, writer: writer.to_owned(), files_started: 0, own, consumed, refreshed_ns: 0, record: PhantomData }
     }
 
     /// Appends records to this writer's file, all in one write.
@@ -121,12 +125,20 @@ impl<R: Record> Log<R> {
 
     /// Hands every record not seen yet to `apply`; records appended through `self` count as seen.
     pub(crate) fn refresh(&mut self, mut apply: impl FnMut(R)) -> Result<()> {
+        self.refreshed_ns = self.io.now_ns();
         for path in self.io.list(&self.dir)? {
             if path.extension().is_some_and(|extension| extension == "log") {
                 self.refresh_file(&path, &mut apply)?;
             }
         }
         Ok(())
+    }
+
+    /// [`Log::refresh`], unless that was done within the last [`RECENT_NS`]: for who asks thousands of questions in a row and
+    /// is not hurt by missing what another process wrote a moment ago.
+    pub(crate) fn refresh_recent(&mut self, apply: impl FnMut(R)) -> Result<()> {
+        let age = self.io.now_ns().saturating_sub(self.refreshed_ns);
+        if (0..RECENT_NS).contains(&age) { Ok(()) } else { self.refresh(apply) }
     }
 
     fn refresh_file(&mut self, path: &Path, apply: &mut impl FnMut(R)) -> Result<()> {

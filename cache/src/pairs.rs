@@ -67,6 +67,14 @@ impl Pairs {
         Ok(map.get(key).map(|(_, value)| *value))
     }
 
+    /// The value under `key` as of a moment ago.
+    pub(crate) fn get_recent(&self, key: &Digest) -> Result<Option<Digest>> {
+        let mut state = self.state.lock().expect("no panic while pairs are held");
+        let State { log, map, .. } = &mut *state;
+        log.refresh_recent(|pair| apply(map, &pair))?;
+        Ok(map.get(key).map(|(_, value)| *value))
+    }
+
     /// Sets the value under `key`.
     pub(crate) fn set(&self, key: Digest, value: Digest) -> Result<()> {
         let mut state = self.state.lock().expect("no panic while pairs are held");

@@ -38,12 +38,27 @@ pub(crate) enum Guard {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
+pub(crate) struct Key {
     dev: u64,
     ino: u64,
     size: u64,
     mtime_ns: i64,
     ctime_ns: i64,
+}
+
+impl Key {
+    /// The key as five words.
+    pub(crate) fn words(&self) -> [u64; 5] {
+        let Self { dev, ino, size, mtime_ns, ctime_ns } = *self;
+        [dev, ino, size, mtime_ns.cast_unsigned(), ctime_ns.cast_unsigned()]
+    }
+
+    /// The key that five words at the front of `bytes` spell.
+    pub(crate) fn from_words(bytes: &[u8]) -> Self {
+        let at = |index| word(bytes, index);
+        let (mtime_ns, ctime_ns) = (at(3).cast_signed(), at(4).cast_signed());
+        Self { dev: at(0), ino: at(1), size: at(2), mtime_ns, ctime_ns }
+    }
 }
 
 impl From<&FileStat> for Key {
@@ -71,17 +86,12 @@ impl Record for StatRecord {
     const SIZE: usize = 72;
 
     fn encode(&self, out: &mut Vec<u8>) {
-        let Key { dev, ino, size, mtime_ns, ctime_ns } = self.key;
-        for word in [dev, ino, size, mtime_ns.cast_unsigned(), ctime_ns.cast_unsigned()] {
-            out.extend(word.to_le_bytes());
-        }
+        self.key.words().iter().for_each(|word| out.extend(word.to_le_bytes()));
         out.extend(self.digest.as_bytes());
     }
 
     fn decode(bytes: &[u8]) -> Self {
-        let at = |index| word(bytes, index);
-        let (mtime_ns, ctime_ns) = (at(3).cast_signed(), at(4).cast_signed());
-        Self { key: Key { dev: at(0), ino: at(1), size: at(2), mtime_ns, ctime_ns }, digest: digest_at(bytes, 40) }
+        Self { key: Key::from_words(bytes), digest: digest_at(bytes, 40) }
     }
 }
 
