@@ -121,6 +121,9 @@ Examples:
   mpcc init                  writes pipeline.yaml
   mpcc init experiments/first.yaml && mpcc run experiments/first.yaml")]
     Init(InitArgs),
+    /// Start the commands of a run (started by mpcc itself).
+    #[command(hide = true)]
+    Warden,
     /// Carry out one job (started by mpcc itself).
     #[command(hide = true)]
     Worker {

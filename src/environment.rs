@@ -41,6 +41,14 @@ pub(crate) fn for_children(names: &BTreeSet<String>) -> ForChildren {
     }
 }
 
+/// A text that changes with every build of this program.
+pub(crate) fn program() -> String {
+    use std::os::unix::fs::MetadataExt;
+    let file = std::env::current_exe().and_then(|path| path.metadata());
+    let facts = file.map(|file| (file.ino(), file.size(), file.mtime(), file.mtime_nsec()));
+    format!("{} {facts:?}", env!("CARGO_PKG_VERSION"))
+}
+
 /// The first of the PATH's folders that holds `program`.
 pub(crate) fn find_program(program: &str) -> Option<PathBuf> {
     let path = variable("PATH")?;

@@ -1,35 +1,110 @@
-//! From the command line to a plan.
+//! From the command line to a plan: kept from an earlier call, or compiled.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use mpcc_engine::cache::Store;
+use mpcc_engine::fingerprint::Numerics;
+use mpcc_engine::plan::kept::{self, PlanKey};
 use mpcc_engine::plan::{CompileOptions, Plan, Source};
 use mpcc_engine::resources::Inventory;
+use mpcc_engine::run::Seal;
 
-use crate::cli::ValueArgs;
+use crate::cli::{PipelineArgs, ValueArgs};
 use crate::environment;
+use crate::invocation::Invocation;
 use crate::report::Failure;
 use crate::ui::complain;
 
-/// Compiles a pipeline for this host; its warnings go to standard error.
+/// A pipeline file with all that decides its plan, before anything of it is read.
+pub(crate) struct Request<'a> {
+    args: &'a PipelineArgs,
+    /// The file, absolute.
+    file: PathBuf,
+    options: CompileOptions,
+    key: PlanKey,
+}
+
+impl<'a> Request<'a> {
+    /// The pipeline that these arguments name.
+    pub(crate) fn new(args: &'a PipelineArgs) -> Result<Self, Failure> {
+        let options = options(&args.file, &args.values, None);
+        let broken = |error: std::io::Error| Failure::io(&args.file, &error);
+        let file = std::path::absolute(&args.file).map_err(broken)?;
+        let key = PlanKey::new(&args.file, &options, &environment::program()).map_err(broken)?;
+        Ok(Self { args, file, options, key })
+    }
+
+    /// The pipeline file, absolute.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// What its plan is kept under.
+    pub(crate) fn key(&self) -> PlanKey {
+        self.key
+    }
+
+    /// How it was called, for commands that plan it again.
+    pub(crate) fn invocation(&self) -> Invocation {
+        Invocation::new(&self.file, &self.args.values)
+    }
+
+    /// The seal that the last complete run left, if it was a run of this very plan on such a host.
+    pub(crate) fn seal(&self, store: &Path) -> Option<Seal> {
+        let cpu = Numerics::of(&Inventory::without_gpus()).cpu;
+        let gpu = || inventory(&self.args.values).map(|host| Numerics::of(&host).gpu).unwrap_or_default();
+        Seal::load(store, &self.file, &self.key, &cpu, gpu)
+    }
+
+    /// The kept plan, if everything that it depends on is as it was.
+    pub(crate) fn kept(&self, store: &Path) -> Option<Plan> {
+        kept::load(store, &self.key, || Some(memories(&inventory(&self.args.values).ok()?)))
+    }
+
+    /// The plan, compiled and kept when it was not.
+    pub(crate) fn plan(self, store: &Store) -> Result<Plan, Failure> {
+        if let Some(plan) = self.kept(store.root()) {
+            return Ok(plan);
+        }
+        let host = inventory(&self.args.values)?;
+        let options = CompileOptions { gpus: Some(memories(&host)), ..self.options };
+        let plan = kept::compile_and_keep(&self.args.file, &mpcc_stages::registry(), &options, store, &self.key)?;
+        warn(&plan);
+        Ok(plan)
+    }
+}
+
+/// Compiles a pipeline for this host without a store; its warnings go to standard error.
 pub(crate) fn compile(file: &Path, values: &ValueArgs) -> Result<Plan, Failure> {
-    let host = inventory(values)?;
-    let options = CompileOptions {
+    let options = options(file, values, Some(memories(&inventory(values)?)));
+    let plan = mpcc_engine::plan::compile(file, &mpcc_stages::registry(), &options)?;
+    warn(&plan);
+    Ok(plan)
+}
+
+fn warn(plan: &Plan) {
+    for warning in &plan.warnings {
+        complain(warning);
+    }
+}
+
+fn memories(host: &Inventory) -> Vec<u64> {
+    host.gpus.iter().map(|gpu| gpu.memory).collect()
+}
+
+fn options(file: &Path, values: &ValueArgs, gpus: Option<Vec<u64>>) -> CompileOptions {
+    CompileOptions {
         profile: values.profile.clone(),
         sets: values.sets.iter().map(|(key, value)| (key.clone(), place(file, value))).collect(),
         env_present: environment::names(),
-        gpus: Some(host.gpus.iter().map(|gpu| gpu.memory).collect()),
+        gpus,
         // A node that asks for more CPUs than there are gets all of them; too little memory is a lack of this host, listed by
         // `plan` and refused by `run`, not a mistake of the pipeline.
         cpus: 0,
         memory: 0,
         hub_cache: environment::hub_cache(),
-    };
-    let plan = mpcc_engine::plan::compile(file, &mpcc_stages::registry(), &options)?;
-    for warning in &plan.warnings {
-        complain(warning);
     }
-    Ok(plan)
 }
 
 /// A value from the command line that names something below the current folder is meant from there, as a shell user expects;

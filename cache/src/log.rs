@@ -94,7 +94,16 @@ impl<R: Record> Log<R> {
     /// The logs below `dir`, none read yet. The directory is made with the first record.
     pub(crate) fn new(io: Io, dir: PathBuf, writer: &str) -> Self {
         let (own, consumed) = (None, BTreeMap::new());
-        Self { io, dir, writer: writer.to_owned(), files_started: 0, own, consumed, refreshed_ns: 0, record: PhantomData }
+        Self {
+            io,
+            dir,
+            writer: writer.to_owned(),
+            files_started: 0,
+            own,
+            consumed,
+            refreshed_ns: 0,
+            record: PhantomData,
+        }
     }
 
     /// Appends records to this writer's file, all in one write.

@@ -74,8 +74,11 @@ pub enum What {
         profile: Option<String>,
         /// When, RFC 3339.
         started: String,
-        /// The nodes of the run in plan order.
+        /// The nodes of the run in plan order; none when `since` is there.
         nodes: Vec<Header>,
+        /// The run since which nothing has changed: every node is up to date as that one left it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<String>,
     },
     /// An attempt begins.
     #[serde(rename = "node.started")]

@@ -98,12 +98,30 @@ impl Job {
         for parent in [self.log.parent(), self.file().parent()].into_iter().flatten() {
             std::fs::create_dir_all(parent)?;
         }
-        for output in self.outputs.values() {
-            let folder = if output.tree { Some(output.path.as_path()) } else { output.path.parent() };
-            folder.map_or(Ok(()), std::fs::create_dir_all)?;
-        }
+        self.prepare_outputs()?;
         let text = serde_json::to_vec(self).expect("a job is plain data");
         std::fs::write(self.file(), text)
+    }
+
+    /// Creates the folders that the outputs lie in, and those that are outputs.
+    pub fn prepare_outputs(&self) -> std::io::Result<()> {
+        self.outputs.values().try_for_each(|output| {
+            let folder = if output.tree { Some(output.path.as_path()) } else { output.path.parent() };
+            folder.map_or(Ok(()), std::fs::create_dir_all)
+        })
+    }
+
+    /// How a stage has fared that says it is done: every output must be there.
+    pub fn outputs_written(&self) -> Outcome {
+        for (port, output) in &self.outputs {
+            let (there, what) =
+                if output.tree { (output.path.is_dir(), "directory") } else { (output.path.is_file(), "file") };
+            if !there {
+                let path = output.path.display();
+                return Outcome::failed(format!("it ended without its output `{port}`: there is no {what} {path}"));
+            }
+        }
+        Outcome::Done
     }
 
     /// Reads a job file.

@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::fingerprint::{Fingerprinter, KeyError, Numerics, Outputs};
 use crate::journal::{self, RunRecord};
 use crate::plan::{Node, NodeId, Plan};
-use crate::run::{data_parents, names_of, node_key, previous_key};
+use crate::run::{Seal, Stand, names_of, node_key, previous_key};
 
 /// What a run would do with a node.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -90,7 +90,8 @@ pub struct Why {
     pub above: Vec<Preview>,
 }
 
-/// What a run would do with each of `nodes` (with everything above them), in plan order.
+/// What a run would do with each of `nodes` (with everything above them), in plan order. Nodes that stand on `seal` are not
+/// looked at.
 ///
 /// # Errors
 /// The store cannot be read. Missing data is no error but a reason.
@@ -100,8 +101,11 @@ pub fn preview(
     nodes: &BTreeSet<NodeId>,
     forced: &BTreeSet<NodeId>,
     numerics: Numerics,
+    seal: Option<Seal>,
 ) -> Result<Vec<Preview>, StoreError> {
-    Ok(Looker::new(plan, store, forced, numerics).look_at_all(nodes)?.into_values().collect())
+    let stand = seal.map(|seal| seal.standing(plan, forced)).unwrap_or_default();
+    let looker = Looker { stand, ..Looker::new(plan, store, forced, numerics) };
+    Ok({ looker }.look_at_all(nodes)?.into_values().collect())
 }
 
 /// Why `node` would run, or ran last.
@@ -153,6 +157,8 @@ struct Looker<'a> {
     fingerprinter: Fingerprinter,
     durations: BTreeMap<String, f64>,
     last: Option<RunRecord>,
+    /// The nodes that stand on the seal of an earlier run.
+    stand: Stand,
     /// Outputs of the hits so far.
     outputs: Outputs,
     /// The nodes that will run, on which each node that is no hit depends; itself, when it runs.
@@ -169,6 +175,7 @@ impl<'a> Looker<'a> {
             plan,
             store,
             forced,
+            stand: Stand::default(),
             outputs: Outputs::new(),
             until: BTreeMap::new(),
         }
@@ -189,9 +196,13 @@ impl<'a> Looker<'a> {
     }
 
     fn forecast(&mut self, id: NodeId, node: &Node) -> Result<(Forecast, Option<Digest>), StoreError> {
+        if let Some(standing) = self.stand.get(id) {
+            self.outputs.insert(id, standing.outputs.clone());
+            return Ok((Forecast::Hit, Some(standing.recipe)));
+        }
         let run = |reasons| Forecast::Run { reasons };
         let until: BTreeSet<NodeId> =
-            data_parents(node).iter().filter_map(|parent| self.until.get(parent)).flatten().copied().collect();
+            node.data_parents().iter().filter_map(|parent| self.until.get(parent)).flatten().copied().collect();
         if !until.is_empty() {
             let names = until.iter().map(|id| self.plan.nodes[id.0].name.clone()).collect();
             self.until.insert(id, until);
@@ -209,7 +220,7 @@ impl<'a> Looker<'a> {
         let digest = recipe.digest();
         let forecast = match self.own_reason(id, node) {
             Some(reason) => run(vec![reason]),
-            None => match self.store.lookup(&digest)? {
+            None => match self.store.lookup_recent(&digest)? {
                 Some(entry) => {
                     self.outputs.insert(id, entry.outputs.into_iter().collect());
                     Forecast::Hit
@@ -254,7 +265,7 @@ mod tests {
     fn states(plan: &Plan, bench: &Bench, forced: &[usize]) -> Vec<Forecast> {
         let nodes = (0..plan.nodes.len()).map(NodeId).collect();
         let forced = forced.iter().copied().map(NodeId).collect();
-        let previews = preview(plan, &bench.store, &nodes, &forced, bench.numerics()).unwrap();
+        let previews = preview(plan, &bench.store, &nodes, &forced, bench.numerics(), None).unwrap();
         previews.into_iter().map(|preview| preview.forecast).collect()
     }
 

@@ -21,7 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// What a node holds while it runs. Not part of any recipe.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Resources {
     /// CPU cores; the stage gets that many threads.
@@ -171,7 +171,12 @@ pub struct InventoryError(pub String);
 impl Inventory {
     /// What this host has.
     pub fn detect() -> Self {
-        Self { cpus: cpu_count(), level: CpuLevel::detect(), memory: memory_total(), gpus: gpus() }
+        Self { gpus: gpus(), ..Self::without_gpus() }
+    }
+
+    /// What this host has beside GPUs; asking a driver for those takes a while.
+    pub fn without_gpus() -> Self {
+        Self { cpus: cpu_count(), level: CpuLevel::detect(), memory: memory_total(), gpus: Vec::new() }
     }
 
     /// This host, with GPUs that are only said to be there: `fake:2x80GiB`.
@@ -181,8 +186,7 @@ impl Inventory {
         let count: usize = count.parse().map_err(|_| wrong())?;
         let memory = parse_size(memory).map_err(|_| wrong())?;
         let gpu = |ordinal| Gpu { ordinal, name: "fake".to_owned(), memory, capability: (9, 0) };
-        let host = Self { gpus: Vec::new(), cpus: cpu_count(), level: CpuLevel::detect(), memory: memory_total() };
-        Ok(Self { gpus: (0..count).map(gpu).collect(), ..host })
+        Ok(Self { gpus: (0..count).map(gpu).collect(), ..Self::without_gpus() })
     }
 
     /// Whether a node that asks for `wanted` could ever run here. CPUs always fit: fewer threads give the same result.

@@ -185,7 +185,7 @@ fn carry_out(job: &Job, registry: &Registry, notes: Arc<dyn NoteSink>, cancel: A
         Action::Command(command) => command::carry_out(command, &ctx, &job.failed_records()),
         Action::Builtin { kind, version, params, .. } => builtin(registry, kind, *version, params, &ctx),
     };
-    if outcome == Outcome::Done { outputs_written(job) } else { outcome }
+    if outcome == Outcome::Done { job.outputs_written() } else { outcome }
 }
 
 fn context(job: &Job, memo: Arc<dyn Memo>, notes: Arc<dyn NoteSink>, cancel: Arc<AtomicBool>) -> Context {
@@ -224,19 +224,6 @@ fn builtin(registry: &Registry, kind: &str, version: u32, params: &serde_json::V
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let owned = panic.downcast_ref::<String>().map(String::as_str);
     owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("see the log")
-}
-
-/// A stage that says it is done must have written every output.
-fn outputs_written(job: &Job) -> Outcome {
-    for (port, output) in &job.outputs {
-        let (there, what) =
-            if output.tree { (output.path.is_dir(), "directory") } else { (output.path.is_file(), "file") };
-        if !there {
-            let path = output.path.display();
-            return Outcome::failed(format!("it ended without its output `{port}`: there is no {what} {path}"));
-        }
-    }
-    Outcome::Done
 }
 
 /// CPU time of this process and all it waited for, and the largest resident set of any of them.

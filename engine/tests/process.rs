@@ -79,6 +79,9 @@ fn main() {
         let secret = |name: &str| std::env::var(name).ok();
         std::process::exit(worker_main(Path::new(&arguments[2]), &Registry::new().with::<Act>(), &secret));
     }
+    if arguments.get(1).is_some_and(|first| first == "warden") {
+        std::process::exit(mpcc_engine::executor::warden::warden_main());
+    }
     if arguments.get(1).is_some_and(|first| first == "engine") {
         return stand_in_engine(Path::new(&arguments[2]));
     }
@@ -102,6 +105,8 @@ const TESTS: &[(&str, fn())] = &[
     ("killing_reaches_grandchildren", killing_reaches_grandchildren),
     ("a_dead_engine_takes_everything_along", a_dead_engine_takes_everything_along),
     ("nothing_outlives_its_stage", nothing_outlives_its_stage),
+    ("a_stray_dies_with_its_stage_and_leaves_others_alone", a_stray_dies_with_its_stage_and_leaves_others_alone),
+    ("a_lost_warden_takes_its_commands_along", a_lost_warden_takes_its_commands_along),
     ("records_are_answered_once", records_are_answered_once),
     ("failed_records_are_kept_apart", failed_records_are_kept_apart),
     ("a_broken_record_command_is_given_up", a_broken_record_command_is_given_up),
@@ -120,6 +125,7 @@ impl Bench {
         let options = ProcessOptions {
             program: std::env::current_exe().unwrap(),
             arguments: vec!["worker".into()],
+            warden: vec!["warden".into()],
             environment: vec![path],
             secrets: BTreeMap::from([("API_KEY".to_owned(), "sk-very-secret".to_owned())]),
             grace: Duration::from_millis(300),
@@ -235,14 +241,15 @@ fn wait_for_lines(path: &Path, lines: usize) -> Vec<String> {
 }
 
 /// Waits until the processes whose numbers `path` lists are gone.
+fn is_alive(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
 fn assert_gone(path: &Path, count: usize) {
     for pid in wait_for_lines(path, count) {
         let started = Instant::now();
-        let alive = || {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-        };
-        while alive() {
+        while is_alive(&pid) {
             assert!(started.elapsed() < Duration::from_secs(5), "process {pid} lives on");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -414,6 +421,44 @@ fn nothing_outlives_its_stage() {
     let pids = bench.path().join("pids");
     let script = format!("setsid sleep 300 & echo $! >> {}; echo > ${{outputs.y}}", pids.display());
     assert_eq!(bench.run(bench.script(&script)).0, Outcome::Done);
+    assert_gone(&pids, 1);
+}
+
+/// Two commands under one warden: the orphan of the first dies with it, the orphan of the second lives on until that ends.
+fn a_stray_dies_with_its_stage_and_leaves_others_alone() {
+    let bench = Bench::new();
+    let (first, second) = (bench.path().join("first"), bench.path().join("second"));
+    let script = |pids: &Path, then: &str| {
+        format!("setsid sh -c 'setsid sleep 300 & echo $! >> {}'; {then}; echo > ${{outputs.y}}", pids.display())
+    };
+    let (notes, _heard) = unbounded_channel();
+    let executor = ProcessExecutor::new(bench.options.clone());
+    let job = |number: u64, script: &str| {
+        let mut job = Job { attempt: AttemptId(number), ..bench.script(script) };
+        job.folder = bench.path().join(format!("attempt{number}"));
+        job.outputs.get_mut("y").unwrap().path = Job::output_in(&job.folder, "y");
+        job
+    };
+    let long = executor.start(job(2, &script(&second, "sleep 0.6")), notes.clone());
+    let stray = wait_for_lines(&second, 1).remove(0);
+    assert_eq!(wait(executor.start(job(1, &script(&first, "true")), notes)).0, Outcome::Done);
+    assert_gone(&first, 1);
+    assert!(is_alive(&stray), "it belongs to a stage that goes on");
+    assert_eq!(wait(long).0, Outcome::Done);
+    assert_gone(&second, 1);
+}
+
+fn a_lost_warden_takes_its_commands_along() {
+    let bench = Bench::new();
+    let (pids, warden) = (bench.path().join("pids"), bench.path().join("warden"));
+    let script = format!("echo $PPID > {}; echo $$ > {}; sleep 300", warden.display(), pids.display());
+    let (attempt, _heard) = bench.start(bench.script(&script));
+    wait_for_lines(&pids, 1);
+    let warden: i32 = wait_for_lines(&warden, 1)[0].parse().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(warden).unwrap(), rustix::process::Signal::KILL)
+        .unwrap();
+    let (_, blame) = failed(&wait(attempt).0);
+    assert_eq!(blame, Blame::Machine);
     assert_gone(&pids, 1);
 }
 

@@ -48,6 +48,7 @@ fn main() {
     #[allow(clippy::disallowed_methods, reason = "this test binary stands in for the program, which may read it")]
     let environment = |name: &str| std::env::var(name).ok();
     match arguments.get(1).map(String::as_str) {
+        Some("warden") => std::process::exit(mpcc_engine::executor::warden::warden_main()),
         Some("worker") => std::process::exit(worker_main(Path::new(&arguments[2]), &Registry::new(), &environment)),
         Some("engine") => {
             let path = environment("PATH").unwrap_or_default();
@@ -84,6 +85,7 @@ fn engine(file: &Path, store: &Path, path: String) -> i32 {
     let executor = ProcessExecutor::new(ProcessOptions {
         program: std::env::current_exe().unwrap(),
         arguments: vec!["worker".into()],
+        warden: vec!["warden".into()],
         environment: [("PATH".into(), path.into())].into(),
         secrets: BTreeMap::new(),
         grace: Duration::from_secs(1),

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use mpcc_engine::plan::{Action, Node, NodeId, Plan};
-use mpcc_engine::run::parents;
 
 use super::Answer;
 use crate::cli::{GraphArgs, GraphFormat};
@@ -60,7 +59,7 @@ fn stages(plan: &Plan) -> Drawing {
 
 fn edges(plan: &Plan) -> impl Iterator<Item = (usize, usize)> {
     let of = |(id, node): (usize, &Node)| {
-        parents(node).into_iter().map(move |NodeId(parent)| (parent, id)).collect::<Vec<_>>()
+        node.parents().into_iter().map(move |NodeId(parent)| (parent, id)).collect::<Vec<_>>()
     };
     plan.nodes.iter().enumerate().flat_map(of)
 }

@@ -16,6 +16,7 @@ mod why;
 use std::path::{Path, PathBuf};
 
 use mpcc_engine::cache::{Store, StoreOptions};
+use mpcc_engine::executor::warden::warden_main;
 use mpcc_engine::journal::{self, RunRecord};
 use mpcc_engine::worker::worker_main;
 
@@ -42,6 +43,7 @@ pub(crate) fn dispatch(cli: Cli) -> Answer {
         Command::Schema => schema::schema(),
         Command::Doctor(args) => doctor::doctor(&args, &store),
         Command::Init(args) => init::init(&args),
+        Command::Warden => Ok(u8::try_from(warden_main()).unwrap_or(u8::MAX)),
         Command::Worker { job } => {
             let code = worker_main(&job, &mpcc_stages::registry(), &environment::variable);
             Ok(u8::try_from(code).unwrap_or(u8::MAX))

@@ -9,21 +9,23 @@ use serde_json::{Value, json};
 
 use super::{Answer, open};
 use crate::cli::PlanArgs;
-use crate::pipeline::{compile, inventory};
+use crate::pipeline::{Request, inventory};
 use crate::report::DONE;
 use crate::ui::columns::columns;
 use crate::ui::{reasons, say, seconds};
 
 /// Prints the plan. What is missing is listed and is no error.
 pub(super) fn plan(args: &PlanArgs, store: &Path) -> Answer {
-    let plan = compile(&args.pipeline.file, &args.pipeline.values)?;
+    let request = Request::new(&args.pipeline)?;
+    let seal = request.seal(store);
+    let store = open(store)?;
+    let plan = request.plan(&store)?;
     let nodes = plan.select(&args.nodes)?;
     let forced =
         args.force.iter().map(|name| plan.matching(name)).collect::<Result<Vec<Vec<NodeId>>, SelectError>>()?;
     let options = RunOptions::new(nodes, inventory(&args.pipeline.values)?, jiff::Timestamp::UNIX_EPOCH);
     let forced = forced.into_iter().flatten().collect();
-    let store = open(store)?;
-    let previews = preview(&plan, &store, &options.nodes, &forced, options.numerics.clone())?;
+    let previews = preview(&plan, &store, &options.nodes, &forced, options.numerics.clone(), seal)?;
     let missing = missing(&plan, &options);
     let lines = if args.json { json_lines(&previews, &missing) } else { text(&previews, &missing) };
     for line in lines {

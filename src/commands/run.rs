@@ -1,14 +1,14 @@
 //! `mpcc run`: bring a pipeline up to date.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mpcc_engine::cache::Store;
 use mpcc_engine::event::{Event, Summary, What};
 use mpcc_engine::executor::{ProcessExecutor, ProcessOptions};
-use mpcc_engine::journal::RunRecord;
+use mpcc_engine::journal::{self, RunRecord};
 use mpcc_engine::plan::{NodeId, Plan, SelectError};
-use mpcc_engine::run::{Control, RunOptions};
+use mpcc_engine::run::{Control, RunOptions, Seal, unchanged};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
@@ -16,8 +16,8 @@ use super::{Answer, open, plan};
 use crate::cli::{PlanArgs, RunArgs};
 use crate::environment;
 use crate::invocation::Invocation;
-use crate::pipeline::{compile, inventory, secrets};
-use crate::report::Failure;
+use crate::pipeline::{Request, inventory, secrets};
+use crate::report::{DONE, Failure};
 use crate::ui::{Reporter, complain, reporter, say, summary, tables};
 
 /// Runs a pipeline; its exit code says how it went.
@@ -26,10 +26,16 @@ pub(super) fn run(args: RunArgs, store: &Path) -> Answer {
         let RunArgs { pipeline, nodes, force, json, .. } = args;
         return plan::plan(&PlanArgs { pipeline, nodes, force, json }, store);
     }
-    let plan = compile(&args.pipeline.file, &args.pipeline.values)?;
-    let options = options(&plan, &args)?;
-    let executor = executor(&plan, &args)?;
+    let began = Instant::now();
+    let request = Request::new(&args.pipeline)?;
+    let (key, seal) = (request.key(), request.seal(store));
+    if let Some(seal) = seal.as_ref().filter(|seal| is_plain(&args) && seal.all_stand()) {
+        return up_to_date(&request, seal, store, began);
+    }
     let store = open(store)?;
+    let plan = request.plan(&store)?;
+    let options = RunOptions { key: Some(key), seal, ..options(&plan, &args)? };
+    let executor = executor(&plan, &args)?;
     let invocation = Invocation::new(&plan.file, &args.pipeline.values);
     let view = View { reporter: reporter(args.json), record: None, invocation, store: store.clone() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -39,6 +45,28 @@ pub(super) fn run(args: RunArgs, store: &Path) -> Answer {
         close(&plan, &view);
     }
     Ok(summary.exit_code())
+}
+
+/// Whether a run of everything was asked for, for people to read.
+fn is_plain(args: &RunArgs) -> bool {
+    args.nodes.is_empty() && args.force.is_empty() && !args.json
+}
+
+/// A run that finds everything as the last one left it.
+fn up_to_date(request: &Request<'_>, seal: &Seal, store: &Path, began: Instant) -> Answer {
+    let wall_s = || began.elapsed().as_secs_f64();
+    let done = unchanged(store, request.file(), seal, now(), wall_s)?;
+    request.invocation().keep(store, &done.run).map_err(|error| Failure::io(store, &error))?;
+    let profile = done.profile.as_ref().map(|profile| format!(", profile {profile}")).unwrap_or_default();
+    say(format_args!("run {}: {}{profile}, {} nodes", done.run, done.pipeline, seal.total()));
+    if seal.makes_tables()
+        && let Some(plan) = request.kept(store)
+    {
+        let record = journal::read(store, &done.run)?;
+        tables::tables(&plan, &record, &open(store)?).into_iter().for_each(say);
+    }
+    say(summary::counts(&done.summary));
+    Ok(DONE)
 }
 
 fn options(plan: &Plan, args: &RunArgs) -> Result<RunOptions, Failure> {
@@ -66,6 +94,7 @@ fn executor(plan: &Plan, args: &RunArgs) -> Result<ProcessExecutor, Failure> {
     Ok(ProcessExecutor::new(ProcessOptions {
         program,
         arguments: vec!["worker".into()],
+        warden: vec!["warden".into()],
         environment: environment.open,
         secrets: environment.secrets,
         grace: Duration::from_secs(args.grace),

@@ -1,5 +1,6 @@
 //! How a run ended: warnings, what failed with the tail of its log, what waits, and the counts.
 
+use mpcc_engine::event::Summary;
 use mpcc_engine::executor::log_tail;
 use mpcc_engine::journal::{NodeRecord, RunRecord, Status};
 
@@ -24,7 +25,7 @@ pub(crate) fn summary(run: &RunRecord) -> Vec<String> {
     for node in run.nodes.iter().filter(|node| node.status == Status::Waiting) {
         lines.push(format!("{} waits: {}", node.header.node, node.message.as_deref().unwrap_or_default()));
     }
-    lines.push(counts(run));
+    lines.push(run.summary.map_or_else(|| "the run broke off".to_owned(), |summary| counts(&summary)));
     lines
 }
 
@@ -52,8 +53,7 @@ fn failure(node: &NodeRecord) -> Vec<String> {
 }
 
 /// `3 executed, 39 up to date, 1 failed, 2 skipped in 12 s`.
-fn counts(run: &RunRecord) -> String {
-    let Some(summary) = run.summary else { return "the run broke off".to_owned() };
+pub(crate) fn counts(summary: &Summary) -> String {
     let counts = [
         (summary.executed, "executed"),
         (summary.cached, "up to date"),

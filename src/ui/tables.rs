@@ -6,14 +6,13 @@ use mpcc_engine::cache::Store;
 use mpcc_engine::journal::{NodeRecord, RunRecord};
 use mpcc_engine::plan::{NodeId, Plan};
 use mpcc_engine::port::PortType;
-use mpcc_engine::run::parents;
 
 /// The file of a table that is for people.
 const MARKDOWN: &str = "table.md";
 
 /// The text of every table in declaration order, each under its node's name.
 pub(crate) fn tables(plan: &Plan, run: &RunRecord, store: &Store) -> Vec<String> {
-    let read: BTreeSet<NodeId> = plan.nodes.iter().flat_map(parents).collect();
+    let read: BTreeSet<NodeId> = plan.nodes.iter().flat_map(|node| node.parents()).collect();
     let mut terminal: Vec<_> =
         plan.nodes.iter().enumerate().filter(|(id, _)| !read.contains(&NodeId(*id))).map(|(_, node)| node).collect();
     terminal.sort_by_key(|node| node.line);

@@ -24,8 +24,8 @@ use std::sync::atomic::Ordering;
 use mpcc_cache::Digest;
 use serde_json::{Value, json};
 
-use crate::command::program;
 use crate::command::record_process::{Answer, RecordProcess};
+use crate::command::{Ports, program};
 use crate::job::Outcome;
 use crate::plan::Command;
 use crate::stage::{Bound, Context, Note};
@@ -46,7 +46,7 @@ pub(super) fn run(command: &Command, port: &str, ctx: &Context, failed_records: 
     let base = base_key(command, port, ctx)?;
     let batch = Batch::new(records, &base, ctx);
     if batch.is_open() {
-        let words = program::words(command, ctx)?;
+        let words = program::words(command, &Ports::of(ctx))?;
         let workers = ctx.threads.max(1).min(batch.open_count());
         std::thread::scope(|scope| {
             for _ in 0..workers {

@@ -12,6 +12,9 @@ mod program;
 mod record_process;
 pub mod substitute;
 
+pub(crate) use program::{cannot_start, ended, words};
+pub(crate) use substitute::Ports;
+
 use std::path::Path;
 
 use crate::job::Outcome;

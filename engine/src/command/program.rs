@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::process::{Signal, getpid};
 
+use super::Ports;
 use crate::command::substitute;
 use crate::executor::OutOfMemoryWatch;
 use crate::executor::tree::signal_descendants;
@@ -16,7 +17,7 @@ use crate::stage::Context;
 
 /// Runs `command` to its end. Its output goes where this process's output goes.
 pub(super) fn run(command: &Command, ctx: &Context) -> Result<(), Outcome> {
-    let words = words(command, ctx)?;
+    let words = words(command, &Ports::of(ctx))?;
     let memory = OutOfMemoryWatch::start();
     let mut child =
         child(command, &words).stdin(Stdio::null()).spawn().map_err(|error| cannot_start(&words, &error))?;
@@ -29,8 +30,8 @@ pub(super) fn run(command: &Command, ctx: &Context) -> Result<(), Outcome> {
 }
 
 /// The command's words with paths filled in.
-pub(super) fn words(command: &Command, ctx: &Context) -> Result<Vec<String>, Outcome> {
-    let words = substitute::words(command, ctx).map_err(|error| Outcome::invalid(error.to_string()))?;
+pub(crate) fn words(command: &Command, ports: &Ports<'_>) -> Result<Vec<String>, Outcome> {
+    let words = substitute::words(command, ports).map_err(|error| Outcome::invalid(error.to_string()))?;
     if words.first().is_none_or(String::is_empty) {
         Err(Outcome::invalid("the command is empty".to_owned()))
     } else {
@@ -46,7 +47,7 @@ pub(super) fn child(command: &Command, words: &[String]) -> Child {
 }
 
 /// Why a command could not be started.
-pub(super) fn cannot_start(words: &[String], error: &io::Error) -> Outcome {
+pub(crate) fn cannot_start(words: &[String], error: &io::Error) -> Outcome {
     let reason = match error.kind() {
         io::ErrorKind::NotFound => "no such program on the PATH, or no such folder".to_owned(),
         _ => error.to_string(),
@@ -54,7 +55,13 @@ pub(super) fn cannot_start(words: &[String], error: &io::Error) -> Outcome {
     Outcome::invalid(format!("cannot start `{}`: {reason}", words[0]))
 }
 
-fn ended(command: &Command, words: &[String], status: ExitStatus, memory: OutOfMemoryWatch) -> Result<(), Outcome> {
+/// How a command that ended with `status` has fared.
+pub(crate) fn ended(
+    command: &Command,
+    words: &[String],
+    status: ExitStatus,
+    memory: OutOfMemoryWatch,
+) -> Result<(), Outcome> {
     let name = if command.shell { command.argv.join(" ") } else { words[0].clone() };
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(()),

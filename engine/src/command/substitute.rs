@@ -11,12 +11,35 @@
 //! In a script the place matters: inside `"..."` a path is escaped, inside `'...'` and in the open it is quoted, and only
 //! when it holds anything a shell would see. `$${` is a plain `${`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use crate::job::Job;
 use crate::plan::Command;
 use crate::stage::{Bound, Context};
+
+/// The paths of a stage's ports.
+pub struct Ports<'a> {
+    inputs: &'a BTreeMap<String, Vec<Bound>>,
+    outputs: BTreeMap<&'a str, &'a Path>,
+    scratch: PathBuf,
+}
+
+impl<'a> Ports<'a> {
+    /// As the stage sees them.
+    pub fn of(ctx: &'a Context) -> Self {
+        let outputs = ctx.outputs.iter().map(|(port, path)| (port.as_str(), path.as_path())).collect();
+        Self { inputs: &ctx.inputs, outputs, scratch: ctx.scratch.clone() }
+    }
+
+    /// As the job states them.
+    pub fn of_job(job: &'a Job) -> Self {
+        let outputs = job.outputs.iter().map(|(port, output)| (port.as_str(), output.path.as_path())).collect();
+        Self { inputs: &job.inputs, outputs, scratch: job.scratch() }
+    }
+}
 
 /// Why a placeholder cannot be filled.
 #[derive(Debug, thiserror::Error)]
@@ -53,14 +76,14 @@ pub enum SubstituteError {
 }
 
 /// The words to execute: a script becomes `sh -c SCRIPT`.
-pub fn words(command: &Command, ctx: &Context) -> Result<Vec<String>, SubstituteError> {
+pub fn words(command: &Command, ports: &Ports<'_>) -> Result<Vec<String>, SubstituteError> {
     if command.shell {
-        let script = script(&command.argv.join(" "), ctx)?;
+        let script = script(&command.argv.join(" "), ports)?;
         return Ok(vec!["sh".to_owned(), "-c".to_owned(), script]);
     }
     let mut words = Vec::new();
     for word in &command.argv {
-        expand(word, ctx, &mut words)?;
+        expand(word, ports, &mut words)?;
     }
     Ok(words)
 }
@@ -97,10 +120,10 @@ fn pieces(text: &str) -> Vec<Piece<'_>> {
     pieces
 }
 
-fn expand(word: &str, ctx: &Context, words: &mut Vec<String>) -> Result<(), SubstituteError> {
+fn expand(word: &str, ports: &Ports<'_>, words: &mut Vec<String>) -> Result<(), SubstituteError> {
     let pieces = pieces(word);
     if let [Piece::Text(""), Piece::Name(name), Piece::Text("")] = pieces[..] {
-        words.extend(paths(name, ctx)?);
+        words.extend(paths(name, ports)?);
         return Ok(());
     }
     let mut text = String::new();
@@ -108,7 +131,7 @@ fn expand(word: &str, ctx: &Context, words: &mut Vec<String>) -> Result<(), Subs
         match piece {
             Piece::Text(part) => text.push_str(part),
             Piece::Name(name) => {
-                let paths = paths(name, ctx)?;
+                let paths = paths(name, ports)?;
                 if paths.len() > 1 {
                     let (name, word) = (name.to_owned(), word.to_owned());
                     return Err(SubstituteError::List { name, count: paths.len(), word });
@@ -121,7 +144,7 @@ fn expand(word: &str, ctx: &Context, words: &mut Vec<String>) -> Result<(), Subs
     Ok(())
 }
 
-fn script(text: &str, ctx: &Context) -> Result<String, SubstituteError> {
+fn script(text: &str, ports: &Ports<'_>) -> Result<String, SubstituteError> {
     let mut out = String::new();
     let mut place = Place::Open;
     for piece in pieces(text) {
@@ -131,7 +154,7 @@ fn script(text: &str, ctx: &Context) -> Result<String, SubstituteError> {
                 out.push_str(part);
             }
             Piece::Name(name) => {
-                let quoted: Vec<String> = paths(name, ctx)?.iter().map(|path| place.quote(path)).collect();
+                let quoted: Vec<String> = paths(name, ports)?.iter().map(|path| place.quote(path)).collect();
                 out.push_str(&quoted.join(" "));
             }
         }
@@ -185,18 +208,18 @@ impl Place {
 }
 
 /// The paths behind `inputs.x`, `inputs.x.json` or `outputs.y`.
-fn paths(name: &str, ctx: &Context) -> Result<Vec<String>, SubstituteError> {
+fn paths(name: &str, ports: &Ports<'_>) -> Result<Vec<String>, SubstituteError> {
     let unknown = || SubstituteError::Unknown(name.to_owned());
     if let Some(port) = name.strip_prefix("outputs.") {
-        return Ok(vec![text(ctx.outputs.get(port).ok_or_else(unknown)?)]);
+        return Ok(vec![text(ports.outputs.get(port).ok_or_else(unknown)?)]);
     }
     let port = name.strip_prefix("inputs.").ok_or_else(unknown)?;
-    if let Some(bound) = ctx.inputs.get(port) {
+    if let Some(bound) = ports.inputs.get(port) {
         return bound.iter().map(|bound| path(name, bound)).collect();
     }
     let port = port.strip_suffix(".json").ok_or_else(unknown)?;
-    let bound = ctx.inputs.get(port).ok_or_else(unknown)?;
-    Ok(vec![text(&list_file(port, bound, ctx)?)])
+    let bound = ports.inputs.get(port).ok_or_else(unknown)?;
+    Ok(vec![text(&list_file(port, bound, ports)?)])
 }
 
 fn path(name: &str, bound: &Bound) -> Result<String, SubstituteError> {
@@ -215,7 +238,7 @@ fn text(path: &Path) -> String {
 }
 
 /// Writes `[{"node", "matrix", "path"}]` of an input port to the scratch folder.
-fn list_file(port: &str, bound: &[Bound], ctx: &Context) -> Result<PathBuf, SubstituteError> {
+fn list_file(port: &str, bound: &[Bound], ports: &Ports<'_>) -> Result<PathBuf, SubstituteError> {
     let matrix = |coordinates: &crate::stage::Coordinates| -> serde_json::Map<String, serde_json::Value> {
         coordinates.iter().cloned().collect()
     };
@@ -227,7 +250,7 @@ fn list_file(port: &str, bound: &[Bound], ctx: &Context) -> Result<PathBuf, Subs
         }),
     };
     let list: Vec<serde_json::Value> = bound.iter().map(entry).collect();
-    let path = ctx.scratch.join(format!("inputs.{port}.json"));
+    let path = ports.scratch.join(format!("inputs.{port}.json"));
     let text = serde_json::to_vec_pretty(&list).expect("plain data");
     std::fs::write(&path, text).map_err(|source| SubstituteError::Io { path: path.clone(), source })?;
     Ok(path)
@@ -235,7 +258,6 @@ fn list_file(port: &str, bound: &[Bound], ctx: &Context) -> Result<PathBuf, Subs
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use mpcc_cache::{Artifact, ArtifactKind, Digest};
@@ -286,7 +308,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let ctx =
             context(folder.path(), &[("x", &["/a"]), ("many", &["/b", "/c d"]), ("none", &[]), ("q", &["/it's $5"])]);
-        words(&command(shell, argv), &ctx).map_err(|error| error.to_string())
+        words(&command(shell, argv), &Ports::of(&ctx)).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -324,7 +346,7 @@ mod tests {
     fn a_list_file_holds_nodes_and_coordinates() {
         let folder = tempfile::tempdir().unwrap();
         let ctx = context(folder.path(), &[("many", &["/b", "/c d"])]);
-        let words = words(&command(false, &["${inputs.many.json}"]), &ctx).unwrap();
+        let words = words(&command(false, &["${inputs.many.json}"]), &Ports::of(&ctx)).unwrap();
         let list: serde_json::Value = serde_json::from_slice(&std::fs::read(&words[0]).unwrap()).unwrap();
         assert_eq!(list[1], json!({"node": "n", "matrix": {"split": "full"}, "path": "/c d"}));
     }

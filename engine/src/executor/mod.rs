@@ -3,16 +3,18 @@
 //!
 //! | executor | where the stage runs |
 //! |---|---|
-//! | [`process`] | in a child process of this host, one per stage |
+//! | [`process`] | in a child process of this host, one per stage; plain commands under one [`warden`] a run |
 //! | [`scripted`] | nowhere: it ends as the test's script says |
 
 pub mod attempt;
+mod direct;
 mod memory;
 pub mod process;
 pub mod redact;
 pub mod scripted;
 pub mod speech;
 pub mod tree;
+pub mod warden;
 
 use tokio::sync::mpsc::UnboundedSender;
 

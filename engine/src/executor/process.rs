@@ -28,7 +28,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -37,6 +37,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::Instant;
 
 use crate::executor::attempt::Handle;
+use crate::executor::direct::{Direct, command_of};
 use crate::executor::memory::OutOfMemoryWatch;
 use crate::executor::speech::Said;
 use crate::executor::{Attempt, Executor, Notes, Order, tree};
@@ -50,6 +51,8 @@ pub struct ProcessOptions {
     pub program: PathBuf,
     /// Arguments before the job file: `worker`.
     pub arguments: Vec<OsString>,
+    /// Arguments that make it a [warden](super::warden); none when every command gets a worker of its own.
+    pub warden: Vec<OsString>,
     /// The environment of every child, secrets excluded.
     pub environment: Vec<(OsString, OsString)>,
     /// Values of secrets by name. A child gets those that its job names.
@@ -61,19 +64,37 @@ pub struct ProcessOptions {
 /// Starts a child process for every job.
 pub struct ProcessExecutor {
     options: Arc<ProcessOptions>,
+    /// Started with the first command.
+    direct: Mutex<Option<Direct>>,
 }
 
 impl ProcessExecutor {
     /// An executor with these options.
     pub fn new(options: ProcessOptions) -> Self {
-        Self { options: Arc::new(options) }
+        Self { options: Arc::new(options), direct: Mutex::default() }
+    }
+
+    /// The warden, if this job may go to it and it can be started; else the job gets a worker.
+    fn direct_for(&self, job: &Job) -> Option<Direct> {
+        if self.options.warden.is_empty() {
+            return None;
+        }
+        command_of(job)?;
+        let mut direct = self.direct.lock().expect("no panic while it is held");
+        if !direct.as_ref().is_some_and(Direct::is_alive) {
+            *direct = Direct::launch(&self.options).ok();
+        }
+        direct.clone()
     }
 }
 
 impl Executor for ProcessExecutor {
     fn start(&self, job: Job, notes: Notes) -> Attempt {
         let (attempt, handle) = Attempt::new();
-        tokio::spawn(attend(self.options.clone(), job, notes, handle));
+        match self.direct_for(&job) {
+            Some(direct) => tokio::spawn(direct.attend(self.options.clone(), job, handle)),
+            None => tokio::spawn(attend(self.options.clone(), job, notes, handle)),
+        };
         attempt
     }
 }
@@ -103,7 +124,7 @@ async fn launch(options: &ProcessOptions, job: &Job) -> io::Result<Child> {
 }
 
 /// Variables that keep a stage inside its grant.
-fn granted(job: &Job) -> Vec<(&'static str, String)> {
+pub(super) fn granted(job: &Job) -> Vec<(&'static str, String)> {
     let threads = ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"];
     let devices: Vec<String> = job.devices.iter().map(usize::to_string).collect();
     let mut variables: Vec<(&str, String)> = threads.map(|name| (name, job.threads.to_string())).into();
@@ -113,7 +134,7 @@ fn granted(job: &Job) -> Vec<(&'static str, String)> {
 
 /// Why a child was told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stop {
+pub(super) enum Stop {
     Cancelled,
     TimedOut,
 }
@@ -238,7 +259,7 @@ async fn listen(pipe: ChildStdout, attempt: AttemptId, notes: Notes) -> Option<(
 type Orders = tokio::sync::watch::Receiver<Order>;
 
 /// The next order stronger than `obeyed`; never, when nobody is left to give one.
-async fn stronger(orders: &mut Orders, obeyed: Order) -> Order {
+pub(super) async fn stronger(orders: &mut Orders, obeyed: Order) -> Order {
     let order = orders.wait_for(|order| *order > obeyed).await.map(|order| *order);
     match order {
         Ok(order) => order,
@@ -246,7 +267,7 @@ async fn stronger(orders: &mut Orders, obeyed: Order) -> Order {
     }
 }
 
-async fn until(due: Option<Instant>) {
+pub(super) async fn until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,
         None => std::future::pending().await,

@@ -1,13 +1,14 @@
 //! Files from outside the store: hashed by reference, once a run.
 
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use globset::GlobBuilder;
 use mpcc_cache::{Artifact, Store};
 
 use super::KeyError;
+use crate::plan::GlobError;
+use crate::plan::external::{expand, fixed_part};
 
 type Slot = Arc<OnceLock<Artifact>>;
 
@@ -49,42 +50,25 @@ pub(super) struct Match {
     pub(super) relative: String,
 }
 
-/// The files that match `pattern`, sorted by name.
-pub(super) fn glob(pattern: &str) -> Result<Vec<Match>, KeyError> {
-    let matcher = GlobBuilder::new(pattern).literal_separator(true).build();
-    let matcher =
-        matcher.map_err(|error| KeyError::Pattern { pattern: pattern.to_owned(), message: error.to_string() })?;
-    let matcher = matcher.compile_matcher();
-    let base = fixed_part(pattern);
-    let mut found = Vec::new();
-    let mut open = vec![base.clone()];
-    while let Some(folder) = open.pop() {
-        let entries = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(source) => return Err(KeyError::Read { path: folder, source }),
-        };
-        for entry in entries {
-            let path = entry.map_err(|source| KeyError::Read { path: folder.clone(), source })?.path();
-            if path.is_dir() {
-                open.push(path);
-            } else if matcher.is_match(&path) {
-                let relative = path.strip_prefix(&base).unwrap_or(&path).to_string_lossy().into_owned();
-                found.push(Match { path, relative });
-            }
-        }
-    }
+/// The files that match `pattern`, sorted by name; `look` is told of each folder that decides the answer.
+pub(super) fn glob(pattern: &str, look: &mut dyn FnMut(&Path)) -> Result<Vec<Match>, KeyError> {
+    let whole = Path::new(pattern);
+    let found = expand(whole, look).map_err(|error| match error {
+        GlobError::Pattern(pattern, message) => KeyError::Pattern { pattern, message },
+        GlobError::Io { path, source } => KeyError::Read { path, source },
+    })?;
+    let base = match fixed_part(whole) {
+        fixed if fixed == whole => whole.parent().unwrap_or(whole).to_owned(),
+        fixed => fixed,
+    };
+    let name = |path: PathBuf| {
+        let relative = path.strip_prefix(&base).unwrap_or(&path).to_string_lossy().into_owned();
+        Match { path, relative }
+    };
+    let mut found: Vec<Match> = found.into_iter().map(name).collect();
     if found.is_empty() {
         return Err(KeyError::NoMatch { pattern: pattern.to_owned() });
     }
     found.sort_by(|a, b| a.relative.cmp(&b.relative));
     Ok(found)
-}
-
-/// The folder above the first component with a wildcard.
-fn fixed_part(pattern: &str) -> PathBuf {
-    let plain = |part: &Component<'_>| !part.as_os_str().to_string_lossy().contains(['*', '?', '[', '{']);
-    let parts: Vec<_> = Path::new(pattern).components().collect();
-    let fixed = parts.iter().take_while(|part| plain(part)).count().min(parts.len().saturating_sub(1));
-    parts[..fixed].iter().collect()
 }

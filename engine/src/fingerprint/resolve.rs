@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mpcc_cache::{Artifact, Recipe, Store, StoreError};
+use mpcc_cache::{Artifact, Recipe, Store, StoreError, Watch};
 use serde_json::{Map, Value, json};
 
 use super::external::{External, glob, look};
 use super::model::{identity, label};
 use crate::plan::{Action, Command, ModelSource, Node, NodeId, Plan, PlannedInput, Source};
+use crate::resources::Inventory;
 use crate::stage::{Bound, Coordinates, Input, ModelInput};
 
 /// The outputs of the nodes that are done: port -> artifact.
@@ -87,6 +88,13 @@ pub struct Numerics {
     pub gpu: String,
 }
 
+impl Numerics {
+    /// Those of a host.
+    pub fn of(host: &Inventory) -> Self {
+        Self { cpu: host.numerics_class("f32", false), gpu: host.numerics_class("bf16", true) }
+    }
+}
+
 /// A source with what it stands for.
 #[derive(Clone, Debug)]
 enum Fed {
@@ -99,6 +107,7 @@ enum Fed {
 pub struct Resolved {
     /// What decides its outputs.
     pub recipe: Recipe,
+    node: NodeId,
     ports: Vec<(String, Vec<Fed>)>,
     code: Vec<(PathBuf, Artifact)>,
 }
@@ -142,7 +151,7 @@ impl Fingerprinter {
             recipe.push(format!("inputs.{}", input.port), port_value(input.list, &fed));
             ports.push((input.port.clone(), fed));
         }
-        Ok(Resolved { recipe, ports, code })
+        Ok(Resolved { recipe, node: id, ports, code })
     }
 
     fn numerics(&self, node: &Node) -> &str {
@@ -200,7 +209,7 @@ impl Fingerprinter {
             }
             Source::File { path } | Source::Dir { path } => fed.push(external(path, Vec::new())?),
             Source::Glob { pattern } => {
-                for found in glob(pattern)? {
+                for found in glob(pattern, &mut |_| {})? {
                     fed.push(external(&found.path, vec![("file".to_owned(), Value::String(found.relative))])?);
                 }
             }
@@ -222,7 +231,7 @@ impl Fingerprinter {
                 Some((self.external.artifact(&self.store, path)?, Some(path.clone())))
             }
             Some(Source::Glob { pattern }) => {
-                let path = glob(pattern)?.swap_remove(0).path;
+                let path = glob(pattern, &mut |_| {})?.swap_remove(0).path;
                 Some((self.external.artifact(&self.store, &path)?, Some(path)))
             }
             Some(Source::Model(inner)) => return self.model(inner, outputs),
@@ -272,6 +281,28 @@ impl Fingerprinter {
         resolved.code.iter().try_for_each(|(path, artifact)| self.recheck_one(artifact, Some(path)))
     }
 
+    /// Watches under which every input from outside and every code file is what it was; none when the store cannot vouch for
+    /// one without reading it. Outputs of other nodes are not among them.
+    pub(crate) fn watches(&self, resolved: &Resolved) -> Option<Vec<Watch>> {
+        let mut watches = Vec::new();
+        for fed in resolved.ports.iter().flat_map(|(_, fed)| fed) {
+            let (artifact, path) = match fed {
+                Fed::Artifact { artifact, external: Some(path), .. } => (artifact, path),
+                Fed::Model { weights: Some((weights, Some(path))), .. } => (weights, path),
+                _ => continue,
+            };
+            watches.extend(self.store.watch_path(path, artifact)?);
+        }
+        for (path, artifact) in &resolved.code {
+            watches.extend(self.store.watch_path(path, artifact)?);
+        }
+        let sources = self.plan.nodes[resolved.node.0].inputs.iter().flat_map(|input| &input.sources);
+        for pattern in sources.filter_map(pattern) {
+            glob(pattern, &mut |folder| watches.push(Watch::exact(folder))).ok()?;
+        }
+        watches.iter().all(Watch::is_settled).then_some(watches)
+    }
+
     fn recheck_one(&self, artifact: &Artifact, external: Option<&Path>) -> Result<(), KeyError> {
         if let Some(path) = external {
             let same = look(&self.store, path).is_ok_and(|now| now == *artifact);
@@ -279,6 +310,15 @@ impl Fingerprinter {
         }
         let whole = self.store.contains(artifact) && self.store.locate(artifact).is_ok();
         if whole { Ok(()) } else { Err(KeyError::Damaged { artifact: *artifact }) }
+    }
+}
+
+/// The pattern of a source, if it is one or a model found by one.
+fn pattern(source: &Source) -> Option<&str> {
+    match source {
+        Source::Glob { pattern } => Some(pattern),
+        Source::Model(model) => model.from.as_ref().and_then(pattern),
+        Source::Output { .. } | Source::File { .. } | Source::Dir { .. } => None,
     }
 }
 

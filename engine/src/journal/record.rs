@@ -97,6 +97,9 @@ pub struct RunRecord {
     pub summary: Option<Summary>,
     /// Its nodes in plan order.
     pub nodes: Vec<NodeRecord>,
+    /// Where each node is in the list.
+    #[serde(skip)]
+    places: BTreeMap<String, usize>,
 }
 
 impl NodeRecord {
@@ -205,6 +208,7 @@ impl RunRecord {
             alive: true,
             elapsed_s: first.at_s,
             summary: None,
+            places: nodes.iter().enumerate().map(|(place, header)| (header.node.clone(), place)).collect(),
             nodes: nodes.iter().cloned().map(NodeRecord::new).collect(),
         })
     }
@@ -216,15 +220,15 @@ impl RunRecord {
             self.summary = Some(*summary);
         }
         if let Some(name) = event.what.node()
-            && let Some(node) = self.nodes.iter_mut().find(|node| node.header.node == name)
+            && let Some(place) = self.places.get(name)
         {
-            node.apply(&event.what, event.at_s);
+            self.nodes[*place].apply(&event.what, event.at_s);
         }
     }
 
     /// The node called `name`.
     pub fn node(&self, name: &str) -> Option<&NodeRecord> {
-        self.nodes.iter().find(|node| node.header.node == name)
+        self.places.get(name).map(|place| &self.nodes[*place])
     }
 
     /// How many nodes have each status.
@@ -234,6 +238,22 @@ impl RunRecord {
             *counts.entry(node.status).or_default() += 1;
         }
         counts
+    }
+
+    /// Takes every node over from the run `base`, since which nothing has changed.
+    pub(super) fn stand_on(&mut self, base: RunRecord) {
+        self.places = base.places;
+        self.nodes = base.nodes;
+        for node in &mut self.nodes {
+            *node = NodeRecord {
+                status: Status::Cached,
+                recipe: node.recipe,
+                outputs: std::mem::take(&mut node.outputs),
+                wall_s: node.wall_s,
+                ended_s: Some(self.elapsed_s),
+                ..NodeRecord::new(node.header.clone())
+            };
+        }
     }
 
     /// Marks what was under way when the run's process died.

@@ -79,6 +79,10 @@ fn replay(path: &Path) -> Result<RunRecord, JournalError> {
         return Err(JournalError::Version { path: path.to_owned(), found: version });
     }
     let mut record = RunRecord::begin(&first).ok_or_else(|| JournalError::NoJournal { path: path.to_owned() })?;
+    if let What::RunStarted { since: Some(base), .. } = &first.what {
+        let runs = path.parent().and_then(Path::parent).unwrap_or(path);
+        record.stand_on(replay(&events_file(&runs.join(base)))?);
+    }
     for line in lines {
         // The torn last line of a killed run, and events of a later version, are skipped.
         if let Ok(event) = serde_json::from_slice(&line.map_err(io)?) {

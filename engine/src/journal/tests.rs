@@ -14,6 +14,7 @@ fn begun(run: &str, version: u32) -> Event {
             file,
             profile: None,
             started,
+            since: None,
             nodes: Vec::new(),
         },
         at_s: 0.0,

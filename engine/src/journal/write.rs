@@ -12,6 +12,9 @@ use super::{JournalError, events_file, log_file, runs_folder};
 use crate::event::{Event, What};
 use crate::stage::Note;
 
+/// Bytes of lines that may wait to be written.
+const HELD: usize = 64 << 10;
+
 /// Seconds between two kept progress notes of a node.
 const PROGRESS_S: f64 = 1.0;
 
@@ -21,6 +24,8 @@ pub struct Journal {
     folder: PathBuf,
     /// Locked until it is closed.
     file: File,
+    /// Lines that are not written yet: what the store tells anyhow may wait for the next other event.
+    held: Vec<u8>,
     /// When the last progress note of a node was kept.
     progress: BTreeMap<String, f64>,
 }
@@ -35,7 +40,7 @@ impl Journal {
         let file = File::create_new(&path).map_err(|error| JournalError::io(&path, error))?;
         // Some network file systems have no locks; then a killed run looks like one that is going on.
         let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
-        Ok(Self { id, folder, file, progress: BTreeMap::new() })
+        Ok(Self { id, folder, file, held: Vec::new(), progress: BTreeMap::new() })
     }
 
     /// The run's id.
@@ -58,9 +63,14 @@ impl Journal {
         if !self.keeps(event) {
             return Ok(());
         }
-        let mut line = serde_json::to_vec(event).expect("events are plain data");
-        line.push(b'\n');
-        self.file.write_all(&line).map_err(|error| JournalError::io(&events_file(&self.folder), error))
+        serde_json::to_writer(&mut self.held, event).expect("events are plain data");
+        self.held.push(b'\n');
+        if matches!(event.what, What::NodeCached { .. }) && self.held.len() < HELD {
+            return Ok(());
+        }
+        let written = self.file.write_all(&self.held);
+        self.held.clear();
+        written.map_err(|error| JournalError::io(&events_file(&self.folder), error))
     }
 
     fn keeps(&mut self, event: &Event) -> bool {

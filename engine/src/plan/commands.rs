@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::common::is_env_name;
-use super::external::{absolute, expand_glob};
+use super::external::Outside;
 use super::outside::missing_data;
 use super::{Command, Missing};
 use crate::interpolate::Scope;
@@ -30,8 +30,8 @@ pub(super) struct Making<'a> {
     pub(super) params: Value,
     /// Files that parameters name: their content enters the recipe.
     pub(super) param_files: Vec<PathBuf>,
-    /// The pipeline file's folder.
-    pub(super) folder: &'a Path,
+    /// The file system around the pipeline file.
+    pub(super) outside: &'a Outside,
     /// The node.
     pub(super) node: &'a str,
 }
@@ -48,7 +48,7 @@ impl Making<'_> {
         self.warn_of_unseen_code(run, &argv, &code, problems);
         let params = std::mem::take(&mut self.params);
         let kind = self.kind.map(str::to_owned);
-        Some(Command { kind, argv, shell, params, each, env, code, cwd: self.folder.to_owned() })
+        Some(Command { kind, argv, shell, params, each, env, code, cwd: self.outside.folder().to_owned() })
     }
 
     fn argv(&self, run: &Yaml, problems: &mut Problems<'_>) -> Option<(Vec<String>, bool)> {
@@ -130,7 +130,7 @@ impl Making<'_> {
                 problems.error(pattern.at, "type", format!("`code` names files, this is {}", pattern.what()));
                 continue;
             };
-            match expand_glob(&absolute(self.folder, text)) {
+            match self.outside.expand(&self.outside.absolute(text)) {
                 Ok(found) if found.is_empty() => {
                     missing.push(missing_data(self.node, format!("`code`: no file matches {text}")));
                 }
@@ -156,16 +156,16 @@ impl Making<'_> {
     }
 
     fn relative(&self, path: &Path) -> PathBuf {
-        path.strip_prefix(self.folder).unwrap_or(path).to_owned()
+        path.strip_prefix(self.outside.folder()).unwrap_or(path).to_owned()
     }
 
     /// A script that is run but not declared as code: edits of it would go unnoticed.
     fn warn_of_unseen_code(&self, run: &Yaml, argv: &[String], code: &[PathBuf], problems: &mut Problems<'_>) {
         let words: Vec<&str> = argv.iter().flat_map(|word| word.split_whitespace()).collect();
         for word in words.into_iter().filter(|word| !word.contains("${") && !word.starts_with('-')) {
-            let path = absolute(self.folder, word);
+            let path = self.outside.absolute(word);
             let script = [".py", ".sh", ".pl", ".rb", ".js", ".R", ".jl"].iter().any(|suffix| word.ends_with(suffix));
-            if script && path.is_file() && !code.contains(&self.relative(&path)) {
+            if script && self.outside.is_file(&path) && !code.contains(&self.relative(&path)) {
                 problems
                     .warning(
                         run.at,

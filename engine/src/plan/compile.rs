@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 use super::common::{Fields, check_possible, over};
 use super::contract::{Contract, Doing, contracts, custom_kinds};
 use super::expand::{Draft, drafts};
+use mpcc_cache::Watch;
+
+use super::external::Outside;
 use super::models::{resolve_models, slots};
 use super::pick::Directory;
 use super::sources::{Lookup, coordinates};
@@ -52,14 +55,24 @@ pub struct CompileOptions {
 
 /// Compiles the pipeline in `file`. Either a plan, or every problem at once.
 pub fn compile(file: &Path, registry: &Registry, options: &CompileOptions) -> Result<Plan, Diagnostics> {
-    let whole = std::path::absolute(file).and_then(|whole| Ok((whole, std::fs::read_to_string(file)?)));
-    let (whole, text) = whole.map_err(|error| Diagnostics::new(vec![unreadable(file, &error)]))?;
-    let source = SourceText::new(file, text);
+    compile_watched(file, registry, options).map(|(plan, _)| plan)
+}
+
+/// [`compile`], and everything outside that the plan depends on as it was then.
+pub(super) fn compile_watched(
+    file: &Path,
+    registry: &Registry,
+    options: &CompileOptions,
+) -> Result<(Plan, Vec<Watch>), Diagnostics> {
+    let broken = |error: std::io::Error| Diagnostics::new(vec![unreadable(file, &error)]);
+    let whole = std::path::absolute(file).map_err(broken)?;
+    let outside = Outside::around(&whole);
+    let source = SourceText::new(file, outside.read(&whole).map_err(broken)?);
     let mut problems = Problems::new(&source);
-    let plan = build(&whole, &source, registry, options, &mut problems);
+    let plan = build(&whole, &source, &outside, registry, options, &mut problems);
     let (errors, warnings) = Diagnostics::new(problems.into_found()).split();
     match plan {
-        Some(plan) if errors.is_empty() => Ok(Plan { warnings, ..plan }),
+        Some(plan) if errors.is_empty() => Ok((Plan { warnings, ..plan }, outside.into_seen())),
         _ => Err(Diagnostics::new([errors, warnings].concat())),
     }
 }
@@ -81,6 +94,7 @@ fn unreadable(file: &Path, error: &std::io::Error) -> Diagnostic {
 fn build(
     file: &Path,
     source: &SourceText,
+    outside: &Outside,
     registry: &Registry,
     options: &CompileOptions,
     problems: &mut Problems<'_>,
@@ -91,10 +105,9 @@ fn build(
     let kinds = custom_kinds(&pipeline.kinds, registry, problems);
     let contracts = contracts(&pipeline, registry, &kinds, problems);
     let drafts = drafts(&pipeline, &params, problems);
-    let folder = file.parent().unwrap_or(Path::new("/"));
     let mut lookup = Lookup {
         pipeline: &pipeline,
-        folder,
+        outside,
         params: &params,
         contracts: &contracts,
         drafts: &drafts,
@@ -179,7 +192,7 @@ impl Builder<'_> {
     ) -> Option<(Action, Resources)> {
         let stage = &self.lookup.pipeline.stages[draft.stage];
         let scope = Scope::node(self.lookup.params, &draft.coords);
-        let place = params::Place { folder: self.lookup.folder, node: &draft.name, at: stage.at };
+        let place = params::Place { outside: self.lookup.outside, node: &draft.name, at: stage.at };
         match contract.doing {
             Doing::Builtin(kind) => {
                 let with = self.with(&stage.fields, scope, problems)?;
@@ -204,7 +217,7 @@ impl Builder<'_> {
                     outputs: &kind.outputs,
                     params: values.to_json(),
                     param_files: files,
-                    folder: self.lookup.folder,
+                    outside: self.lookup.outside,
                     node: &draft.name,
                 };
                 let base = kind.fields.get("resources").map(|written| over(Resources::default(), written, problems));
@@ -219,7 +232,7 @@ impl Builder<'_> {
                     outputs: &contract.outputs,
                     params: serde_json::json!({}),
                     param_files: Vec::new(),
-                    folder: self.lookup.folder,
+                    outside: self.lookup.outside,
                     node: &draft.name,
                 };
                 Some((Action::Command(making.command(&mut self.missing, problems)?), Resources::default()))
@@ -250,7 +263,7 @@ impl Builder<'_> {
             Doing::Custom(kind) => kind.fields.get("outputs"),
             Doing::Command => fields.written.get("outputs"),
         };
-        let mut publish = fields.publish(&contract.outputs, declared, self.lookup.folder, problems);
+        let mut publish = fields.publish(&contract.outputs, declared, self.lookup.outside.folder(), problems);
         for (path, at) in publish.values() {
             let other = self.published.insert(path.clone(), draft.name.clone());
             if let Some(other) = other.filter(|_| self.clashes.insert((path.clone(), *at))) {

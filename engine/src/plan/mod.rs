@@ -5,7 +5,8 @@ mod common;
 mod compile;
 mod contract;
 mod expand;
-mod external;
+pub(crate) mod external;
+pub mod kept;
 mod models;
 mod order;
 mod outside;
@@ -36,7 +37,7 @@ use crate::stage::{Coordinates, Provider};
 pub struct NodeId(pub usize);
 
 /// A pipeline after profiles, matrices and names are resolved and every port is type-checked.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
     /// The pipeline's name.
     pub name: String,
@@ -51,11 +52,12 @@ pub struct Plan {
     /// Data, keys and devices that are not there. `plan` lists them, `run` refuses to start.
     pub missing: Vec<Missing>,
     /// What is allowed but probably not meant; shown once when the pipeline is planned.
+    #[serde(skip_deserializing)]
     pub warnings: Vec<Diagnostic>,
 }
 
 /// One stage after matrix expansion.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Node {
     /// `sft[split=full]`; just the stage's name without a matrix.
     pub name: String,
@@ -134,7 +136,7 @@ pub struct Command {
 }
 
 /// An input port and what feeds it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PlannedInput {
     /// The port.
     pub port: String,
@@ -145,7 +147,7 @@ pub struct PlannedInput {
 }
 
 /// Where an input comes from.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "source", rename_all = "snake_case")]
 pub enum Source {
     /// A node's output port.
@@ -175,7 +177,7 @@ pub enum Source {
 }
 
 /// A model as a source.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModelSource {
     /// The name under `models`, or the node's name.
     pub name: String,
@@ -191,7 +193,7 @@ pub struct ModelSource {
 }
 
 /// An output port and where a copy goes.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PlannedOutput {
     /// The port.
     pub port: OutputPort,
@@ -200,7 +202,7 @@ pub struct PlannedOutput {
 }
 
 /// Something a run would need that is not there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missing {
     /// Data, key or device: `run` exits 2, 2 or 3.
     pub what: MissingKind,
@@ -211,7 +213,7 @@ pub struct Missing {
 }
 
 /// The kinds of missing things.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MissingKind {
     /// A file, directory or checkpoint.

@@ -6,7 +6,6 @@
 //! | `openai` | `model` | none: the server has the weights |
 //! | `replay` | `from` | `{ file: PATH }` or a node's output with the recorded answers |
 
-use super::external::{absolute, hub_snapshot};
 use super::outside::missing_data;
 use super::sources::{Lookup, Model};
 use super::{CompileOptions, Missing, MissingKind, ModelSource, NodeId, Source};
@@ -180,9 +179,9 @@ impl Making<'_> {
     }
 
     fn path(&self, path: &str, missing: &mut Vec<Missing>) -> Source {
-        let path = absolute(self.lookup.folder, path);
+        let path = self.lookup.outside.absolute(path);
         let tree = self.provider == Provider::Local;
-        if !(if tree { path.is_dir() } else { path.is_file() }) {
+        if !(if tree { self.lookup.outside.is_dir(&path) } else { self.lookup.outside.is_file(&path) }) {
             missing.push(missing_data(self.model, format!("{} is not there", path.display())));
         }
         if tree { Source::Dir { path } } else { Source::File { path } }
@@ -190,7 +189,9 @@ impl Making<'_> {
 
     fn hub(&self, id: &str, revision: &str, missing: &mut Vec<Missing>) -> Option<Source> {
         let cache = self.options.hub_cache.as_deref();
-        let found = cache.and_then(|cache| hub_snapshot(cache, id, revision)).map(|path| Source::Dir { path });
+        let found = cache
+            .and_then(|cache| self.lookup.outside.hub_snapshot(cache, id, revision))
+            .map(|path| Source::Dir { path });
         if found.is_none() {
             let place = cache.map_or_else(String::new, |cache| format!(" in {}", cache.display()));
             let message = format!("checkpoint {id} (revision {revision}) is not downloaded{place}");
@@ -214,7 +215,7 @@ fn settings(
         settings.insert(entry.key.clone(), entry.value.to_json());
     }
     if let Some(system) = fields.get("system") {
-        super::params::insert_text(&mut settings, "system", system.at, lookup.folder, &spec.name, missing, problems);
+        super::params::insert_text(&mut settings, "system", system.at, lookup.outside, &spec.name, missing, problems);
     }
     if let Some(name) = fields.get("api_key_env").and_then(Yaml::text)
         && !options.env_present.contains(name)

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::expand::Draft;
-use super::external::{absolute, check_glob, expand_glob};
+use super::external::check_glob;
 use super::sources::{Found, Lookup, is_model_port, takes_many};
 use super::{Missing, MissingKind, ModelSource, Source};
 use crate::port::InputPort;
@@ -14,7 +14,7 @@ use crate::stage::{Coordinates, Provider};
 
 impl Lookup<'_> {
     /// `{ file: .. }`, `{ dir: .. }`, `{ glob: .. }`.
-    pub(super) fn outside(
+    pub(super) fn from_outside(
         &self,
         draft: &Draft,
         port: &InputPort,
@@ -34,7 +34,7 @@ impl Lookup<'_> {
         };
         let key = KEYS.into_iter().find(|key| *key == entry.key)?;
         self.check_outside_type(port, key, &entry.value, problems)?;
-        let path = absolute(self.folder, written);
+        let path = self.outside.absolute(written);
         if key != "glob" {
             self.check_there(&path, key == "dir", &entry.value, &draft.name, missing, problems)?;
         }
@@ -80,10 +80,10 @@ impl Lookup<'_> {
         missing: &mut Vec<Missing>,
         problems: &mut Problems<'_>,
     ) -> Option<()> {
-        if !path.exists() {
+        if !self.outside.exists(path) {
             let what = if tree { "directory" } else { "file" };
             missing.push(missing_data(node, format!("{what} {} is not there", path.display())));
-        } else if path.is_dir() != tree {
+        } else if self.outside.is_dir(path) != tree {
             let (is, write) = if tree { ("a file", "file") } else { ("a directory", "dir") };
             problems
                 .error(value.at, "source", format!("`{}` is {is}", value.text().unwrap_or_default()))
@@ -106,7 +106,7 @@ impl Lookup<'_> {
             problems.error(value.at, "source", error.to_string());
             return None;
         }
-        if expand_glob(pattern).map_or(true, |files| files.is_empty()) {
+        if self.outside.expand(pattern).map_or(true, |files| files.is_empty()) {
             missing.push(missing_data(node, format!("no file matches {text}")));
         }
         Some(Source::Glob { pattern: text })

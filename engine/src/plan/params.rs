@@ -4,13 +4,13 @@
 //! parameter is first parsed alone: an error of its own type then belongs to that parameter, and "missing field" to
 //! another one. What remains wrong when all are parsed together is what is missing.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
 use super::Missing;
 use super::contract::{CustomKind, ParamType};
-use super::external::absolute;
+use super::external::Outside;
 use super::outside::missing_data;
 use crate::registry::{BoundStage, Kind};
 use crate::spec::source::{Problems, Span};
@@ -22,8 +22,8 @@ const MAX_TEXT: u64 = 4 << 20;
 /// What parameters are read for.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
-    /// The pipeline file's folder.
-    pub(super) folder: &'a Path,
+    /// The file system around the pipeline file.
+    pub(super) outside: &'a Outside,
     /// The node.
     pub(super) node: &'a str,
     /// Where the stage is, for what has no place of its own.
@@ -51,7 +51,7 @@ pub(super) fn builtin(
         }
         given.insert(entry.key.clone(), entry.value.to_json());
         if kind.signature.file_params.contains(&entry.key.as_str()) {
-            sound &= insert_text(&mut given, &entry.key, entry.value.at, place.folder, place.node, missing, problems);
+            sound &= insert_text(&mut given, &entry.key, entry.value.at, place.outside, place.node, missing, problems);
         }
         sound &= parses_alone(kind, entry, &given, problems);
     }
@@ -135,21 +135,20 @@ pub(super) fn insert_text(
     values: &mut Map<String, Value>,
     key: &str,
     at: Span,
-    folder: &Path,
+    outside: &Outside,
     needed_by: &str,
     missing: &mut Vec<Missing>,
     problems: &mut Problems<'_>,
 ) -> bool {
     let Some(written) = values.get(key).and_then(Value::as_str) else { return true };
-    let path = absolute(folder, written);
-    let length = std::fs::metadata(&path).map(|meta| if meta.is_file() { meta.len() } else { u64::MAX });
-    let text = match length {
+    let path = outside.absolute(written);
+    let text = match outside.length(&path).map(|length| length.unwrap_or(u64::MAX)) {
         Err(_) => {
             missing.push(missing_data(needed_by, format!("`{key}`: file {} is not there", path.display())));
             return true;
         }
         Ok(length) if length > MAX_TEXT => Err("is no text file of a sensible length".to_owned()),
-        Ok(_) => std::fs::read_to_string(&path).map_err(|error| format!("cannot be read: {error}")),
+        Ok(_) => outside.read(&path).map_err(|error| format!("cannot be read: {error}")),
     };
     match text {
         Ok(text) => {
@@ -201,7 +200,7 @@ pub(super) fn custom(
         }
         if let (ParamType::File, Some(path)) = (param.ty, json.as_str()) {
             files.push(PathBuf::from(path));
-            if !absolute(place.folder, path).is_file() {
+            if !place.outside.is_file(&place.outside.absolute(path)) {
                 missing.push(missing_data(place.node, format!("`{}`: file {path} is not there", param.name)));
             }
         }

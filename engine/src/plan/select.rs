@@ -39,6 +39,18 @@ impl Source {
     }
 }
 
+impl Node {
+    /// The nodes that must end before it begins, ascending.
+    pub fn parents(&self) -> BTreeSet<NodeId> {
+        self.needs.iter().copied().chain(self.data_parents()).collect()
+    }
+
+    /// The nodes whose outputs feed it, ascending.
+    pub fn data_parents(&self) -> BTreeSet<NodeId> {
+        self.inputs.iter().flat_map(|input| &input.sources).filter_map(Source::node).collect()
+    }
+}
+
 impl Plan {
     /// The node `id`. Ids come from this plan.
     pub fn node(&self, id: NodeId) -> &Node {
@@ -63,15 +75,9 @@ impl Plan {
         data.chain(node.needs.iter().map(|need| (*need, Edge::Need))).collect()
     }
 
-    /// The nodes that must end before `id` starts, ascending.
-    pub fn dependencies(&self, id: NodeId) -> Vec<NodeId> {
-        let needs: BTreeSet<NodeId> = self.edges_into(id).into_iter().map(|(need, _)| need).collect();
-        needs.into_iter().collect()
-    }
-
     /// The nodes that need `id`, ascending.
     pub fn dependents(&self, id: NodeId) -> Vec<NodeId> {
-        self.ids().filter(|other| self.dependencies(*other).contains(&id)).collect()
+        self.ids().filter(|other| self.node(*other).parents().contains(&id)).collect()
     }
 
     /// The plan as a graph, edges along the flow of data.
@@ -129,7 +135,7 @@ impl Plan {
     pub fn below(&self, roots: &[NodeId]) -> BTreeSet<NodeId> {
         let mut all: BTreeSet<NodeId> = roots.iter().copied().collect();
         for id in self.ids() {
-            if self.dependencies(id).iter().any(|need| all.contains(need)) {
+            if self.node(id).parents().iter().any(|need| all.contains(need)) {
                 all.insert(id);
             }
         }
@@ -139,7 +145,7 @@ impl Plan {
     fn with_needs(&self, mut wanted: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         for id in self.ids().collect::<Vec<_>>().into_iter().rev() {
             if wanted.contains(&id) {
-                wanted.extend(self.dependencies(id));
+                wanted.extend(self.node(id).parents());
             }
         }
         wanted

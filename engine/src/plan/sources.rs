@@ -1,10 +1,10 @@
 //! Inputs: from what is written under `inputs` to [`Source`]s whose types fit their ports.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use super::contract::Contract;
 use super::expand::Draft;
+use super::external::Outside;
 use super::pick::{Directory, Picked};
 use super::{Missing, ModelSource, NodeId, PlannedInput, Source};
 use crate::interpolate::Scope;
@@ -26,8 +26,8 @@ pub(super) struct Model {
 pub(super) struct Lookup<'a> {
     /// The pipeline as written.
     pub(super) pipeline: &'a Pipeline,
-    /// The pipeline file's folder.
-    pub(super) folder: &'a Path,
+    /// The file system around the pipeline file.
+    pub(super) outside: &'a Outside,
     /// Resolved parameters.
     pub(super) params: &'a Yaml,
     /// Ports by stage.
@@ -139,7 +139,7 @@ impl<'a> Lookup<'a> {
     ) -> Option<Found> {
         match &value.data {
             Data::Text(text) => self.named(port, text, value.at, missing, problems),
-            Data::Map(_) => self.outside(draft, port, value, missing, problems),
+            Data::Map(_) => self.from_outside(draft, port, value, missing, problems),
             Data::List(items) if takes_many(port) => {
                 let parts: Vec<_> =
                     items.iter().map(|item| self.read_item(draft, port, item, missing, problems)).collect();

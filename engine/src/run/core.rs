@@ -1,6 +1,6 @@
 //! The loop: messages in, scheduler, commands out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,14 +10,16 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::attempt::Live;
-use super::needs::{models, names_of, parents, with_above};
+use super::needs::{models, names_of, with_above};
+use super::seal::Sealing;
 use super::step::{CommitError, Found, Key, Prepared, Shared};
 use super::{Control, RunError, RunOptions};
 use crate::event::{Event, Summary, What};
 use crate::executor::{Executor, Notes};
-use crate::fingerprint::{Fingerprinter, KeyError};
+use crate::fingerprint::{Fingerprinter, KeyError, Numerics};
 use crate::job::{AttemptId, Outcome, Usage};
 use crate::journal::{Journal, durations};
+use crate::plan::kept::PlanKey;
 use crate::plan::{Action, Node, NodeId, Plan};
 use crate::resources::{Inventory, Unfit};
 use crate::scheduler::{Command, Input, Keyed, Scheduler, State, Task};
@@ -26,13 +28,17 @@ use crate::stage::Note;
 /// Keying that takes longer holds no other node back.
 const SLOW: Duration = Duration::from_millis(100);
 
+/// Nodes that are keyed at once: enough to keep a disk busy while one of them hashes a data set.
+const LANES: usize = 4;
+
 /// How often the lease of a node that another run executes is tried.
 const FOLLOW: Duration = Duration::from_millis(100);
 
 /// What arrives in the inbox.
 pub(super) enum Message {
     Keyed(NodeId, Result<(Key, Option<Found>), KeyError>),
-    Slow(NodeId),
+    /// Keying of these began a while ago.
+    Slow(Vec<NodeId>),
     Prepared(NodeId, Result<Prepared, KeyError>),
     Ended(NodeId, Outcome, Usage),
     Committed(NodeId, Result<Found, CommitError>, Usage),
@@ -42,6 +48,13 @@ pub(super) enum Message {
     Panicked(tokio::task::JoinError),
 }
 
+/// The nodes that are to be keyed, and how many threads take from them.
+#[derive(Default)]
+struct Lanes {
+    due: VecDeque<NodeId>,
+    busy: usize,
+}
+
 /// A run that is going on.
 pub(super) struct Run<'a> {
     pub(super) shared: Arc<Shared>,
@@ -49,6 +62,10 @@ pub(super) struct Run<'a> {
     pub(super) executor: &'a dyn Executor,
     pub(super) notes: Notes,
     pub(super) keys: BTreeMap<NodeId, Arc<Key>>,
+    lanes: Arc<Mutex<Lanes>>,
+    /// What the plan is kept under.
+    plan_key: Option<PlanKey>,
+    numerics: Numerics,
     pub(super) live: BTreeMap<NodeId, Live>,
     pub(super) attempts: BTreeMap<AttemptId, NodeId>,
     /// Dropping it ends what waits.
@@ -87,6 +104,7 @@ pub async fn run(
     run.begin(&nodes)?;
     loop {
         if let Some(summary) = run.finished {
+            run.seal(&nodes, &summary);
             return Ok(summary);
         }
         tokio::select! {
@@ -119,11 +137,31 @@ fn guess(node: &Node) -> Duration {
     }
 }
 
+/// Keys nodes until none is due.
+fn key_from(lanes: &Mutex<Lanes>, shared: &Shared, inbox: &UnboundedSender<Message>) {
+    loop {
+        let id = {
+            let mut lanes = lanes.lock().expect("no panic while it is held");
+            match lanes.due.pop_front() {
+                Some(id) => id,
+                None => {
+                    lanes.busy -= 1;
+                    return;
+                }
+            }
+        };
+        // The run is over when nobody receives.
+        if inbox.send(Message::Keyed(id, shared.key(id))).is_err() {
+            return;
+        }
+    }
+}
+
 /// What the scheduler must know of a node.
 fn task(plan: &Plan, node: &Node, durations: &BTreeMap<String, f64>) -> Task {
     let known = durations.get(&node.name).and_then(|seconds| Duration::try_from_secs_f64(*seconds).ok());
     Task {
-        parents: parents(node).into_iter().collect(),
+        parents: node.parents().into_iter().collect(),
         request: node.resources.clone(),
         apis: models(node).map(|model| model.name.clone()).filter(|name| plan.api_models.contains_key(name)).collect(),
         retries: node.retries,
@@ -145,12 +183,14 @@ impl<'a> Run<'a> {
         let tasks = nodes.iter().map(|id| (*id, task(plan, &plan.nodes[id.0], &durations))).collect();
         let RunOptions { inventory, jobs, keep_going, .. } = &options;
         let scheduler = Scheduler::new(tasks, inventory.clone(), *jobs, plan.api_models.clone(), *keep_going);
+        let stand = options.seal.map(|seal| seal.standing(plan, &options.forced)).unwrap_or_default();
         let plan = Arc::new(plan.clone());
         let shared = Shared {
             fingerprinter: Fingerprinter::new(plan.clone(), store.clone(), options.numerics.clone()),
             plan,
             store: store.clone(),
-            forced: options.forced.clone(),
+            forced: options.forced,
+            stand,
             folder: journal.folder().to_owned(),
             outputs: Mutex::default(),
         };
@@ -160,6 +200,9 @@ impl<'a> Run<'a> {
             executor,
             notes,
             keys: BTreeMap::new(),
+            lanes: Arc::default(),
+            plan_key: options.key,
+            numerics: options.numerics,
             live: BTreeMap::new(),
             attempts: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -208,7 +251,7 @@ impl<'a> Run<'a> {
     fn message(&mut self, message: Message, said: &mut UnboundedReceiver<(AttemptId, Note)>) -> Result<(), RunError> {
         match message {
             Message::Keyed(id, result) => self.keyed(id, result),
-            Message::Slow(id) => self.step(Input::Slow(id)),
+            Message::Slow(ids) => ids.into_iter().try_for_each(|id| self.step(Input::Slow(id))),
             Message::Prepared(id, result) => self.prepared(id, result),
             Message::Ended(id, outcome, usage) => {
                 // What it said before it ended comes first.
@@ -250,12 +293,15 @@ impl<'a> Run<'a> {
 
     /// Tells the scheduler and does what it answers.
     pub(super) fn step(&mut self, input: Input) -> Result<(), RunError> {
-        self.scheduler.step(input).into_iter().try_for_each(|command| self.obey(command))
+        let commands = self.scheduler.step(input);
+        self.key(commands.iter().filter_map(|command| if let Command::Key(id) = command { Some(*id) } else { None }));
+        commands.into_iter().try_for_each(|command| self.obey(command))
     }
 
     pub(super) fn obey(&mut self, command: Command) -> Result<(), RunError> {
         match command {
-            Command::Key(id) => self.key(id),
+            // `step` has taken care of them, all at once.
+            Command::Key(_) => {}
             Command::Start { node, attempt, grant, slots } => self.prepare(node, attempt, grant, slots),
             Command::Follow(id) => return self.follow(id),
             Command::Rest { node, attempt, delay } => self.rest(node, attempt, delay),
@@ -277,9 +323,55 @@ impl<'a> Run<'a> {
         });
     }
 
-    fn key(&mut self, id: NodeId) {
-        self.blocking(move |shared| Message::Keyed(id, shared.key(id)));
-        self.later(SLOW, Message::Slow(id));
+    /// Has these nodes keyed: a few threads take them one by one, so that ten thousand nodes cost no ten thousand tasks.
+    pub(super) fn key(&mut self, ids: impl Iterator<Item = NodeId>) {
+        let ids: Vec<NodeId> = ids.collect();
+        if ids.is_empty() {
+            return;
+        }
+        let more = {
+            let mut lanes = self.lanes.lock().expect("no panic while it is held");
+            lanes.due.extend(&ids);
+            let more = LANES.min(lanes.due.len()).saturating_sub(lanes.busy);
+            lanes.busy += more;
+            more
+        };
+        for _ in 0..more {
+            let (shared, inbox, lanes) = (self.shared.clone(), self.inbox.clone(), self.lanes.clone());
+            let lane = tokio::task::spawn_blocking(move || key_from(&lanes, &shared, &inbox));
+            let inbox = self.inbox.clone();
+            self.tasks.spawn(async move {
+                if let Err(error) = lane.await {
+                    let _ = inbox.send(Message::Panicked(error));
+                }
+            });
+        }
+        self.later(SLOW, Message::Slow(ids));
+    }
+
+    /// Leaves a seal when every node is up to date.
+    fn seal(&self, nodes: &BTreeSet<NodeId>, summary: &Summary) {
+        let Some(key) = &self.plan_key else { return };
+        if summary.executed + summary.cached != nodes.len() {
+            return;
+        }
+        let (plan, mut sealing) = (&self.shared.plan, Sealing::new());
+        let mut news = false;
+        for id in plan.ids() {
+            match self.keys.get(&id) {
+                Some(key) if key.resolved.is_some() => {
+                    news = true;
+                    if let Some((outputs, watches)) = self.shared.watches(id, key) {
+                        sealing.add(id, key.recipe, outputs, watches);
+                    }
+                }
+                _ => sealing.keep(id, &self.shared.stand),
+            }
+        }
+        if news {
+            let whole = nodes.len() == plan.nodes.len();
+            sealing.write(&self.shared.store, plan, key, &self.numerics, if whole { self.journal.id() } else { "" });
+        }
     }
 
     fn later(&mut self, delay: Duration, message: Message) {

@@ -16,6 +16,8 @@
 //! A node that is up to date ends after its first step. Recipes hold digests, so a node that ran again and made the same bytes
 //! leaves everything below it up to date.
 //!
+//! A node that *stands* on the [seal](seal) of an earlier run is not even keyed.
+//!
 //! # Two runs at once
 //!
 //! A node is executed by who holds its recipe's lease. The other run gives its resources back, waits for the lease to be
@@ -31,13 +33,17 @@ mod core;
 mod needs;
 mod options;
 mod say;
+mod seal;
 mod step;
 #[cfg(test)]
 pub(crate) mod tests;
+mod unchanged;
 
 pub use crate::event::Summary;
 pub use core::run;
-pub use needs::parents;
-pub(crate) use needs::{data_parents, names_of, with_above};
+pub(crate) use needs::{names_of, with_above};
 pub use options::{Control, RunError, RunOptions};
+pub use seal::Seal;
+pub(crate) use seal::Stand;
 pub(crate) use step::{node_key, previous_key};
+pub use unchanged::{Unchanged, unchanged};

@@ -4,22 +4,12 @@ use std::collections::BTreeSet;
 
 use crate::plan::{ModelSource, Node, NodeId, Plan, Source};
 
-/// The nodes that must end before `node` begins.
-pub fn parents(node: &Node) -> BTreeSet<NodeId> {
-    node.needs.iter().copied().chain(data_parents(node)).collect()
-}
-
-/// The nodes whose outputs feed `node`.
-pub(crate) fn data_parents(node: &Node) -> BTreeSet<NodeId> {
-    node.inputs.iter().flat_map(|input| &input.sources).filter_map(Source::node).collect()
-}
-
 /// `nodes` and everything above them.
 pub(crate) fn with_above(plan: &Plan, mut nodes: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
     // Nodes are in topological order: one pass up reaches everything.
     for (id, node) in plan.nodes.iter().enumerate().rev() {
         if nodes.contains(&NodeId(id)) {
-            nodes.extend(parents(node));
+            nodes.extend(node.parents());
         }
     }
     nodes

@@ -5,13 +5,15 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use mpcc_cache::StoreError;
 
+use super::seal::Seal;
 use crate::fingerprint::Numerics;
 use crate::journal::JournalError;
+use crate::plan::kept::PlanKey;
 use crate::plan::{Missing, MissingKind, NodeId};
 use crate::resources::{Inventory, Unfit};
 
 /// What the caller decides.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct RunOptions {
     /// The nodes to bring up to date, with everything above them; see [`Plan::select`](crate::plan::Plan::select).
     pub nodes: BTreeSet<NodeId>,
@@ -27,14 +29,27 @@ pub struct RunOptions {
     pub numerics: Numerics,
     /// The time now: names the run.
     pub started: Timestamp,
+    /// What the plan is kept under: with it the run leaves a [`Seal`].
+    pub key: Option<PlanKey>,
+    /// The seal that an earlier run of this very plan left.
+    pub seal: Option<Seal>,
 }
 
 impl RunOptions {
     /// Brings `nodes` up to date on this host, beginning at `started`.
     pub fn new(nodes: BTreeSet<NodeId>, inventory: Inventory, started: Timestamp) -> Self {
-        let numerics =
-            Numerics { cpu: inventory.numerics_class("f32", false), gpu: inventory.numerics_class("bf16", true) };
-        Self { nodes, forced: BTreeSet::new(), keep_going: false, inventory, jobs: None, numerics, started }
+        let numerics = Numerics::of(&inventory);
+        Self {
+            nodes,
+            forced: BTreeSet::new(),
+            keep_going: false,
+            inventory,
+            jobs: None,
+            numerics,
+            started,
+            key: None,
+            seal: None,
+        }
     }
 }
 

@@ -8,7 +8,6 @@ use mpcc_cache::Digest;
 
 use super::RunError;
 use super::core::Run;
-use super::needs::parents;
 use super::step::Found;
 use crate::event::{Event, Header, Summary, VERSION, What};
 use crate::plan::{Action, Node, NodeId};
@@ -25,7 +24,7 @@ impl Run<'_> {
                 matrix: node.matrix.clone(),
                 kind: kind(node).to_owned(),
                 ports: node.outputs.iter().map(|output| output.port.name.clone()).collect(),
-                parents: parents(node).iter().map(|parent| plan.nodes[parent.0].name.clone()).collect(),
+                parents: node.parents().iter().map(|parent| plan.nodes[parent.0].name.clone()).collect(),
                 expected_s: self.durations.get(&node.name).copied(),
             }
         };
@@ -38,6 +37,7 @@ impl Run<'_> {
             profile: plan.profile.clone(),
             started: started.to_string(),
             nodes,
+            since: None,
         })
     }
 

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use mpcc_cache::{Artifact, Digest, Lease, Store, StoreError};
+use mpcc_cache::{Artifact, Digest, Entry, Lease, Store, StoreError, Watch};
 
-use super::needs::parents;
+use super::seal::Stand;
 use crate::fingerprint::{Fingerprinter, KeyError, Outputs, Resolved};
 use crate::job::{AttemptId, Job, JobOutput};
 use crate::journal::log_file;
@@ -28,6 +28,8 @@ pub(super) struct Shared {
     pub(super) store: Store,
     pub(super) fingerprinter: Fingerprinter,
     pub(super) forced: BTreeSet<NodeId>,
+    /// The nodes that stand on the seal of an earlier run.
+    pub(super) stand: Stand,
     /// The run's folder below the store.
     pub(super) folder: PathBuf,
     /// Outputs of the nodes that are done.
@@ -36,8 +38,15 @@ pub(super) struct Shared {
 
 /// A node's recipe.
 pub(super) struct Key {
-    pub(super) resolved: Resolved,
     pub(super) recipe: Digest,
+    /// What it was made from; none of a node that stands.
+    pub(super) resolved: Option<Resolved>,
+}
+
+impl Key {
+    fn resolved(&self) -> &Resolved {
+        self.resolved.as_ref().expect("a node that stands is not executed")
+    }
 }
 
 /// Outputs that the store has, and the copies that were put into the workspace.
@@ -98,14 +107,24 @@ impl Shared {
 
     /// The node's recipe, and what the store has for it.
     pub(super) fn key(&self, id: NodeId) -> Result<(Key, Option<Found>), KeyError> {
+        if let Some(standing) = self.stand.get(id) {
+            let outputs = standing.outputs.clone();
+            self.outputs.lock().expect("no panic while it is held").insert(id, outputs.clone());
+            let key = Key { recipe: standing.recipe, resolved: None };
+            return Ok((key, Some(Found { outputs, published: Vec::new() })));
+        }
         let above: Outputs = {
             let outputs = self.outputs.lock().expect("no panic while it is held");
             let known = |parent: NodeId| Some((parent, outputs.get(&parent)?.clone()));
-            parents(self.node(id)).into_iter().filter_map(known).collect()
+            self.node(id).data_parents().into_iter().filter_map(known).collect()
         };
         let resolved = self.fingerprinter.resolve(id, &above)?;
-        let key = Key { recipe: resolved.recipe.digest(), resolved };
-        let found = if self.may_reuse(id) { self.find(id, &key.recipe)? } else { None };
+        let key = Key { recipe: resolved.recipe.digest(), resolved: Some(resolved) };
+        // A younger entry of another run is found once the lease is held.
+        let found = match self.may_reuse(id) {
+            true => self.take(id, self.store.lookup_recent(&key.recipe)?)?,
+            false => None,
+        };
         if found.is_some() {
             self.note_recipe(id, &key.recipe)?;
         }
@@ -124,7 +143,11 @@ impl Shared {
 
     /// What the store has for `recipe`; published copies are restored.
     fn find(&self, id: NodeId, recipe: &Digest) -> Result<Option<Found>, KeyError> {
-        let Some(entry) = self.store.lookup(recipe)? else { return Ok(None) };
+        self.take(id, self.store.lookup(recipe)?)
+    }
+
+    fn take(&self, id: NodeId, entry: Option<Entry>) -> Result<Option<Found>, KeyError> {
+        let Some(entry) = entry else { return Ok(None) };
         let outputs: BTreeMap<_, _> = entry.outputs.into_iter().collect();
         if self.node(id).outputs.iter().any(|output| !outputs.contains_key(&output.port.name)) {
             return Ok(None);
@@ -147,6 +170,21 @@ impl Shared {
         Ok(published)
     }
 
+    /// What a node that is up to date stands on; none when that cannot be vouched for.
+    pub(super) fn watches(&self, id: NodeId, key: &Key) -> Option<(BTreeMap<String, Artifact>, Vec<Watch>)> {
+        let node = self.node(id);
+        let outputs = self.outputs.lock().expect("no panic while it is held").get(&id)?.clone();
+        let mut watches = self.fingerprinter.watches(key.resolved.as_ref()?)?;
+        for output in node.outputs.iter().filter(|_| node.cache) {
+            let artifact = outputs.get(&output.port.name)?;
+            watches.extend(self.store.watch_artifact(artifact)?);
+            if let Some(dest) = &output.publish {
+                watches.extend(self.store.watch_published(artifact, dest)?);
+            }
+        }
+        node.cache.then_some((outputs, watches))
+    }
+
     /// Takes the lease and makes the job of an attempt that holds `cpus`, `devices` and `slots`.
     pub(super) fn prepare(
         &self,
@@ -163,7 +201,7 @@ impl Shared {
             return Ok(Prepared::Found(found));
         }
         let node = self.node(id);
-        self.store.put_recipe(&key.resolved.recipe)?;
+        self.store.put_recipe(&key.resolved().recipe)?;
         self.note_recipe(id, &key.recipe)?;
         let folder = self.store.scratch(&node.name)?;
         let job = Job {
@@ -174,7 +212,7 @@ impl Shared {
             seed: node.seed,
             threads: cpus as usize,
             devices,
-            inputs: self.fingerprinter.bind(&key.resolved, slots)?,
+            inputs: self.fingerprinter.bind(key.resolved(), slots)?,
             outputs: job_outputs(node, &folder),
             partial: self.store.partial_dir(&key.recipe)?,
             store: self.store.root().to_owned(),
@@ -188,7 +226,7 @@ impl Shared {
 
     /// Takes the outputs of an attempt that ended well.
     pub(super) fn commit(&self, id: NodeId, key: &Key, folder: &Path) -> Result<Found, CommitError> {
-        self.fingerprinter.recheck(&key.resolved)?;
+        self.fingerprinter.recheck(key.resolved())?;
         let node = self.node(id);
         let written = job_outputs(node, folder);
         for (port, output) in &written {
@@ -204,7 +242,7 @@ impl Shared {
         }
         // An entry of a node that runs every time would only be in the way.
         if node.cache {
-            self.store.publish(&key.resolved.recipe, outputs.clone())?;
+            self.store.publish(&key.resolved().recipe, outputs.clone())?;
         }
         self.store.drop_partial(&key.recipe)?;
         let outputs = outputs.into_iter().collect();

@@ -25,8 +25,10 @@ pub struct Scheduler {
     children: BTreeMap<NodeId, Vec<NodeId>>,
     priorities: BTreeMap<NodeId, Duration>,
     attempts: BTreeMap<NodeId, u32>,
-    /// Nodes whose keying takes long.
-    slow: BTreeSet<NodeId>,
+    /// Nodes that are being keyed and have not been for long.
+    soon: BTreeSet<(Duration, NodeId)>,
+    /// Nodes that have not ended.
+    open: usize,
     queue: Queue,
     inventory: Inventory,
     allocator: Allocator,
@@ -54,16 +56,17 @@ impl Scheduler {
         Self {
             states: tasks.keys().map(|&node| (node, State::Blocked)).collect(),
             priorities: priorities(&tasks),
-            tasks,
             children,
             attempts: BTreeMap::new(),
-            slow: BTreeSet::new(),
+            soon: BTreeSet::new(),
+            open: tasks.len(),
             queue: Queue::new(slots),
             allocator: Allocator::new(&inventory, cpus),
             inventory,
             keep_going,
             stop: Stop::No,
             finished: false,
+            tasks,
         }
     }
 
@@ -84,7 +87,7 @@ impl Scheduler {
             Input::Begin => self.begin(&mut out),
             Input::Keyed(node, keyed) => self.keyed(node, keyed, &mut out),
             Input::Slow(node) => {
-                self.slow.insert(node);
+                self.soon.remove(&(self.priorities[&node], node));
             }
             Input::Ended(node, grant, end) => self.ended(node, grant, end, &mut out),
             Input::Freed(node) if self.states[&node] == State::Following => self.key(node, Change::Freed, &mut out),
@@ -101,7 +104,16 @@ impl Scheduler {
 
     fn change(&mut self, node: NodeId, change: Change) {
         let state = self.states.get_mut(&node).expect("scheduled");
+        let before = *state;
         *state = state.after(change).unwrap_or_else(|| panic!("{change:?} cannot happen to a node that is {state:?}"));
+        let after = *state;
+        let place = (self.priorities[&node], node);
+        if after == State::Keying {
+            self.soon.insert(place);
+        } else if before == State::Keying {
+            self.soon.remove(&place);
+        }
+        self.open -= usize::from(after.verdict().is_some());
     }
 
     fn begin(&mut self, out: &mut Vec<Command>) {
@@ -135,7 +147,7 @@ impl Scheduler {
     fn enqueue(&mut self, node: NodeId, change: Change, out: &mut Vec<Command>) {
         self.change(node, change);
         if self.inventory.fits(&self.tasks[&node].request).is_ok() {
-            self.queue.push(node, self.priorities[&node]);
+            self.queue.push(node, self.priorities[&node], &self.tasks[&node]);
         } else {
             out.push(Command::Settled { node, verdict: Verdict::Failed, cause: Some(node) });
             self.fail(node, out);
@@ -265,7 +277,7 @@ impl Scheduler {
                     Stop::No | Stop::Failure => {}
                 },
                 _ => {
-                    self.queue.remove(node);
+                    self.queue.remove(node, self.priorities[&node], &self.tasks[&node]);
                     self.cancel(node, None, out);
                     self.unblock(node, out);
                 }
@@ -275,7 +287,7 @@ impl Scheduler {
 
     fn dispatch(&mut self, out: &mut Vec<Command>) {
         while self.stop == Stop::No {
-            let soon = self.soon();
+            let soon = Soon { nodes: &self.soon };
             let Some(Start { node, grant, slots }) = self.queue.next(&soon, &self.tasks, &mut self.allocator) else {
                 return;
             };
@@ -286,15 +298,8 @@ impl Scheduler {
         }
     }
 
-    /// The nodes that are being keyed: a moment later they may want what is free now.
-    fn soon(&self) -> Soon {
-        let keying = self.states.iter().filter(|(node, state)| **state == State::Keying && !self.slow.contains(node));
-        let nodes: Vec<_> = keying.map(|(&node, _)| node).collect();
-        Soon { floor: nodes.iter().map(|node| self.priorities[node]).max().unwrap_or_default(), nodes }
-    }
-
     fn finish(&mut self, out: &mut Vec<Command>) {
-        if !self.finished && self.states.values().all(|state| state.verdict().is_some()) {
+        if !self.finished && self.open == 0 {
             self.finished = true;
             out.push(Command::Finish);
         }

@@ -1,12 +1,13 @@
 //! Who of the queued nodes gets the free resources: priorities, fair shares of API slots, and patience.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::plan::NodeId;
 use crate::resources::{Allocator, Grant, Resources};
 
-/// How often a queued node is passed over by later ones before it holds them back.
+/// How often the first queued node of its kind of request is passed over by later ones before it holds them back.
 pub const PATIENCE: u32 = 8;
 
 /// What the scheduler knows of a node.
@@ -39,20 +40,34 @@ pub(super) fn priorities(tasks: &BTreeMap<NodeId, Task>) -> BTreeMap<NodeId, Dur
     below
 }
 
-/// A queued node.
-#[derive(Debug)]
-struct Waiter {
-    node: NodeId,
-    priority: Duration,
-    /// Starts of nodes behind it since it came.
+/// What decides whether a queued node can start now. Of nodes that ask for the same, only the first need be asked.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Shape {
+    request: Resources,
+    apis: BTreeSet<String>,
+}
+
+/// Place in a queue: highest priority first, then lowest id.
+type Place = (Reverse<Duration>, NodeId);
+
+/// The queued nodes of one shape.
+#[derive(Debug, Default)]
+struct Line {
+    places: BTreeSet<Place>,
+    /// Starts of nodes behind its first one since that became the first.
     passed: u32,
 }
 
 /// The nodes that may join the queue in a moment.
-pub(super) struct Soon {
-    pub(super) nodes: Vec<NodeId>,
+pub(super) struct Soon<'a> {
+    pub(super) nodes: &'a BTreeSet<(Duration, NodeId)>,
+}
+
+impl Soon<'_> {
     /// The highest of their priorities: what is below it does not start now.
-    pub(super) floor: Duration,
+    fn floor(&self) -> Duration {
+        self.nodes.last().map(|(priority, _)| *priority).unwrap_or_default()
+    }
 }
 
 /// A start that the queue allows.
@@ -62,9 +77,11 @@ pub(super) struct Start {
     pub(super) slots: BTreeMap<String, u32>,
 }
 
-/// The queued nodes, first the one that should start first, and the API slots that are free.
+/// The queued nodes by shape, and the API slots that are free.
 pub(super) struct Queue {
-    waiters: Vec<Waiter>,
+    lines: BTreeMap<Shape, Line>,
+    /// Queued nodes that ask each API model.
+    wanting: BTreeMap<String, usize>,
     free_slots: BTreeMap<String, u32>,
     held_slots: BTreeMap<NodeId, BTreeMap<String, u32>>,
 }
@@ -80,19 +97,39 @@ struct Barrier {
 
 impl Queue {
     pub(super) fn new(slots: BTreeMap<String, u32>) -> Self {
-        Self { waiters: Vec::new(), free_slots: slots, held_slots: BTreeMap::new() }
+        Self { lines: BTreeMap::new(), wanting: BTreeMap::new(), free_slots: slots, held_slots: BTreeMap::new() }
     }
 
     /// Adds a node behind all of its priority.
-    pub(super) fn push(&mut self, node: NodeId, priority: Duration) {
-        let at = self
-            .waiters
-            .partition_point(|w| (w.priority, std::cmp::Reverse(w.node)) >= (priority, std::cmp::Reverse(node)));
-        self.waiters.insert(at, Waiter { node, priority, passed: 0 });
+    pub(super) fn push(&mut self, node: NodeId, priority: Duration, task: &Task) {
+        let shape = Shape { request: task.request.clone(), apis: task.apis.clone() };
+        self.lines.entry(shape).or_default().places.insert((Reverse(priority), node));
+        for api in &task.apis {
+            *self.wanting.entry(api.clone()).or_default() += 1;
+        }
     }
 
-    pub(super) fn remove(&mut self, node: NodeId) {
-        self.waiters.retain(|waiter| waiter.node != node);
+    pub(super) fn remove(&mut self, node: NodeId, priority: Duration, task: &Task) {
+        let shape = Shape { request: task.request.clone(), apis: task.apis.clone() };
+        self.take_out(&shape, (Reverse(priority), node));
+    }
+
+    fn take_out(&mut self, shape: &Shape, place: Place) {
+        let Some(line) = self.lines.get_mut(shape) else { return };
+        if line.places.first() == Some(&place) {
+            line.passed = 0;
+        }
+        if !line.places.remove(&place) {
+            return;
+        }
+        if line.places.is_empty() {
+            self.lines.remove(shape);
+        }
+        for api in &shape.apis {
+            if let Some(count) = self.wanting.get_mut(api) {
+                *count -= 1;
+            }
+        }
     }
 
     /// Takes back the slots that `node` held.
@@ -105,34 +142,52 @@ impl Queue {
     /// The next node that may start now.
     pub(super) fn next(
         &mut self,
-        soon: &Soon,
+        soon: &Soon<'_>,
         tasks: &BTreeMap<NodeId, Task>,
         allocator: &mut Allocator,
     ) -> Option<Start> {
+        if allocator.free_cpus() == 0 {
+            return None; // Every grant holds a core.
+        }
+        let floor = soon.floor();
+        let first = |(shape, line): (&Shape, &Line)| Some((*line.places.first()?, line.passed, shape.clone()));
+        let mut firsts: Vec<(Place, u32, Shape)> = self.lines.iter().filter_map(first).collect();
+        firsts.sort_by_key(|(place, ..)| *place);
         let mut barrier = Barrier::default();
-        for at in 0..self.waiters.partition_point(|waiter| waiter.priority >= soon.floor) {
-            let node = self.waiters[at].node;
-            let task = &tasks[&node];
+        for at in 0..firsts.len() {
+            let ((Reverse(priority), node), passed, shape) = &firsts[at];
+            if *priority < floor {
+                return None;
+            }
+            let task = &tasks[node];
             if !barrier.lets(task) {
                 continue;
             }
             if let Some(slots) = self.share(task, tasks, soon)
                 && let Some(grant) = allocator.grant(&task.request)
             {
-                return Some(self.start(at, grant, slots));
+                let (node, shape) = (*node, shape.clone());
+                for (_, _, ahead) in &firsts[..at] {
+                    self.lines.get_mut(ahead).expect("it has a first").passed += 1;
+                }
+                return Some(self.start(&shape, firsts[at].0, node, grant, slots));
             }
-            if self.waiters[at].passed >= PATIENCE {
+            if *passed >= PATIENCE {
                 barrier.raise(task, allocator, &self.free_slots);
             }
         }
         None
     }
 
-    fn start(&mut self, at: usize, grant: Grant, slots: BTreeMap<String, u32>) -> Start {
-        let node = self.waiters.remove(at).node;
-        for waiter in &mut self.waiters[..at] {
-            waiter.passed += 1;
-        }
+    fn start(
+        &mut self,
+        shape: &Shape,
+        place: Place,
+        node: NodeId,
+        grant: Grant,
+        slots: BTreeMap<String, u32>,
+    ) -> Start {
+        self.take_out(shape, place);
         for (api, count) in &slots {
             let free = self.free_slots.get_mut(api).expect("the share was taken from it");
             *free -= count;
@@ -142,11 +197,11 @@ impl Queue {
     }
 
     /// A fair share of the free slots of each of the task's API models; `None` while one has no free slot.
-    fn share(&self, task: &Task, tasks: &BTreeMap<NodeId, Task>, soon: &Soon) -> Option<BTreeMap<String, u32>> {
+    fn share(&self, task: &Task, tasks: &BTreeMap<NodeId, Task>, soon: &Soon<'_>) -> Option<BTreeMap<String, u32>> {
         let share = |api: &String| {
             let free = self.free_slots.get(api).copied().filter(|&free| free > 0)?;
-            let nodes = self.waiters.iter().map(|waiter| &waiter.node).chain(&soon.nodes);
-            let rivals = nodes.filter(|node| tasks[node].apis.contains(api)).count();
+            let coming = soon.nodes.iter().filter(|(_, node)| tasks[node].apis.contains(api)).count();
+            let rivals = self.wanting.get(api).copied().unwrap_or(0) + coming;
             Some((api.clone(), free.div_ceil(u32::try_from(rivals.max(1)).unwrap_or(u32::MAX))))
         };
         task.apis.iter().map(share).collect()

@@ -117,7 +117,8 @@ impl Builder {
     /// Takes one event; false stops.
     fn take(&mut self, event: Event<'_>, span: &EventSpan, problems: &mut Problems<'_>) -> bool {
         let at = place_of(span);
-        self.written += usize::from(matches!(event, Event::Scalar(..) | Event::SequenceStart(..) | Event::MappingStart(..)));
+        self.written +=
+            usize::from(matches!(event, Event::Scalar(..) | Event::SequenceStart(..) | Event::MappingStart(..)));
         match event {
             Event::Scalar(text, _, anchor, _) => {
                 if self.wants_key() {

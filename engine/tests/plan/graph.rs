@@ -23,9 +23,9 @@ fn select(plan: &Plan, wanted: &[&str]) -> Vec<String> {
 fn needs_come_before_users() {
     let plan = mini();
     for id in plan.ids() {
-        assert!(plan.dependencies(id).iter().all(|need| *need < id), "{}", plan.node(id).name);
+        assert!(plan.node(id).parents().iter().all(|need| *need < id), "{}", plan.node(id).name);
         for user in plan.dependents(id) {
-            assert!(plan.dependencies(user).contains(&id));
+            assert!(plan.node(user).parents().contains(&id));
         }
     }
     let graph = plan.graph();
@@ -37,7 +37,7 @@ fn needs_come_before_users() {
 fn a_model_brings_the_node_that_makes_it() {
     let plan = mini();
     let filter = plan.find("filter[part=train]").unwrap();
-    assert_eq!(names(&plan, plan.dependencies(filter)), ["world[part=train]", "pretrain", "regions[part=train]"]);
+    assert_eq!(names(&plan, plan.node(filter).parents()), ["world[part=train]", "pretrain", "regions[part=train]"]);
 }
 
 #[test]

@@ -1,0 +1,220 @@
+//! The engine's side of the [warden](super::warden): which jobs go to it, and what becomes of them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+use rustix::process::Pid;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{ChildStdin, ChildStdout, Command};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::attempt::Handle;
+use super::process::{ProcessOptions, Stop, granted, stronger, until};
+use super::warden::{Ask, Start, Told};
+use super::{Order, OutOfMemoryWatch, tree};
+use crate::command::{self, Ports};
+use crate::job::{Job, Outcome, Usage};
+use crate::plan::{Action, Command as Planned};
+
+/// What the warden said of a command.
+enum End {
+    /// It is over: its raw wait status and what it used.
+    Over(i32, Usage),
+    /// It could not be started.
+    Refused(io::Error),
+}
+
+/// A command that was handed to the warden.
+struct Waiting {
+    end: oneshot::Sender<End>,
+    pid: Option<i32>,
+}
+
+/// The commands that are waited for; none once the warden is gone.
+type Board = Arc<Mutex<Option<BTreeMap<u64, Waiting>>>>;
+
+/// A warden under way.
+#[derive(Clone)]
+pub(super) struct Direct {
+    asks: mpsc::UnboundedSender<Ask>,
+    board: Board,
+}
+
+/// The command of a job that the warden may start: no secrets, no records.
+pub(super) fn command_of(job: &Job) -> Option<&Planned> {
+    match &job.action {
+        Action::Command(command) if command.each.is_none() && job.secret_names().is_empty() => Some(command),
+        _ => None,
+    }
+}
+
+impl Direct {
+    /// Starts a warden. It lives as long as the last clone of this value.
+    pub(super) fn launch(options: &ProcessOptions) -> io::Result<Self> {
+        let mut warden = Command::new(&options.program);
+        warden.args(&options.warden).env_clear().envs(options.environment.iter().cloned()).process_group(0);
+        let mut child = warden.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (asks, asked) = mpsc::unbounded_channel();
+        let board = Arc::new(Mutex::new(Some(BTreeMap::new())));
+        let input = child.stdin.take().expect("its input is piped");
+        let output = child.stdout.take().expect("its output is piped");
+        tokio::spawn(pass_on(asked, input));
+        let listener = board.clone();
+        tokio::spawn(async move {
+            listen(output, &listener).await;
+            let _ = child.wait().await;
+            abandon(&listener);
+        });
+        Ok(Self { asks, board })
+    }
+
+    /// Whether the warden still lives.
+    pub(super) fn is_alive(&self) -> bool {
+        self.board.lock().expect("no panic while it is held").is_some()
+    }
+
+    /// Carries out the command of a job.
+    pub(super) async fn attend(self, options: Arc<ProcessOptions>, job: Job, mut handle: Handle) {
+        let started = Instant::now();
+        let (outcome, usage) = self.carry_out(&options, &job, &mut handle).await;
+        let usage = Usage { wall_s: started.elapsed().as_secs_f64(), ..usage };
+        // Nobody listens when the attempt was dropped.
+        let _ = handle.end.send((outcome, usage));
+    }
+
+    async fn carry_out(&self, options: &ProcessOptions, job: &Job, handle: &mut Handle) -> (Outcome, Usage) {
+        let command = command_of(job).expect("the executor has asked");
+        let start = match start(command, job) {
+            Ok(start) => start,
+            Err(outcome) => return (outcome, Usage::default()),
+        };
+        let (memory, words) = (OutOfMemoryWatch::start(), start.words.clone());
+        let (end, mut ended) = oneshot::channel();
+        // Without a board the sender is dropped, which ends the attempt.
+        if let Some(board) = &mut *self.board.lock().expect("no panic while it is held") {
+            board.insert(start.id, Waiting { end, pid: None });
+        }
+        self.ask(Ask::Start(start));
+        let (end, stop) = self.until_end(options, job, &mut ended, &mut handle.orders).await;
+        match end {
+            None => (Outcome::machine("the process that starts commands was lost"), Usage::default()),
+            Some(End::Refused(error)) => (command::cannot_start(&words, &error), Usage::default()),
+            Some(End::Over(status, usage)) => {
+                let told = command::ended(command, &words, ExitStatus::from_raw(status), memory);
+                let outcome = match (told.map_or_else(|outcome| outcome, |()| job.outputs_written()), stop) {
+                    // What it finished counts, even when it was told to stop meanwhile.
+                    (outcome @ Outcome::Done, _) | (outcome, None) => outcome,
+                    (_, Some(Stop::Cancelled)) => Outcome::Cancelled,
+                    (_, Some(Stop::TimedOut)) => Outcome::TimedOut,
+                };
+                (outcome, usage)
+            }
+        }
+    }
+
+    fn ask(&self, ask: Ask) {
+        // A warden that is gone has ended every attempt.
+        let _ = self.asks.send(ask);
+    }
+
+    async fn until_end(
+        &self,
+        options: &ProcessOptions,
+        job: &Job,
+        ended: &mut oneshot::Receiver<End>,
+        orders: &mut tokio::sync::watch::Receiver<Order>,
+    ) -> (Option<End>, Option<Stop>) {
+        let limit = Some(std::time::Duration::from_secs(job.timeout_s)).filter(|limit| !limit.is_zero());
+        let mut due = limit.map(|limit| Instant::now() + limit);
+        let (mut stop, mut obeyed) = (None, Order::Run);
+        loop {
+            let kill = tokio::select! {
+                end = &mut *ended => return (end.ok(), stop),
+                order = stronger(orders, obeyed) => {
+                    obeyed = order;
+                    stop.get_or_insert(Stop::Cancelled);
+                    order == Order::Kill
+                }
+                () = until(due) => {
+                    let stopping = stop.is_some();
+                    stop.get_or_insert(Stop::TimedOut);
+                    stopping
+                }
+            };
+            due = (!kill).then(|| Instant::now() + options.grace);
+            self.ask(if kill { Ask::Kill(job.attempt.0) } else { Ask::Stop(job.attempt.0) });
+        }
+    }
+}
+
+/// Makes the folders that the command needs, and the request.
+fn start(command: &Planned, job: &Job) -> Result<Start, Outcome> {
+    let folders = [Some(job.scratch()), job.log.parent().map(Path::to_owned)];
+    let places = folders.into_iter().flatten().try_for_each(std::fs::create_dir_all);
+    places
+        .and_then(|()| job.prepare_outputs())
+        .map_err(|error| Outcome::machine(format!("cannot prepare the stage: {error}")))?;
+    let words = command::words(command, &Ports::of_job(job))?;
+    let granted = granted(job).into_iter().map(|(name, value)| (name.to_owned(), value));
+    let env = granted.chain(command.env.clone()).collect();
+    Ok(Start { id: job.attempt.0, words, cwd: command.cwd.clone(), env, log: job.log.clone() })
+}
+
+async fn pass_on(mut asked: mpsc::UnboundedReceiver<Ask>, mut input: ChildStdin) {
+    let mut lines = Vec::new();
+    while let Some(ask) = asked.recv().await {
+        lines.clear();
+        let mut next = Some(ask);
+        while let Some(ask) = next {
+            serde_json::to_writer(&mut lines, &ask).expect("plain data");
+            lines.push(b'\n');
+            next = asked.try_recv().ok();
+        }
+        if input.write_all(&lines).await.is_err() {
+            return; // It is dead; its listener tells everybody.
+        }
+    }
+}
+
+async fn listen(output: ChildStdout, board: &Board) {
+    let mut lines = BufReader::new(output).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let Ok(told) = serde_json::from_str(&line) else { continue };
+        let mut board = board.lock().expect("no panic while it is held");
+        let Some(board) = &mut *board else { return };
+        let (id, end) = match told {
+            Told::Started { id, pid } => {
+                if let Some(waiting) = board.get_mut(&id) {
+                    waiting.pid = Some(pid);
+                }
+                continue;
+            }
+            Told::Refused { id, absent, message } => {
+                let kind = if absent { io::ErrorKind::NotFound } else { io::ErrorKind::Other };
+                (id, End::Refused(io::Error::new(kind, message)))
+            }
+            Told::Ended { id, status, cpu_s, peak_rss_bytes } => {
+                (id, End::Over(status, Usage { wall_s: 0.0, cpu_s, peak_rss_bytes }))
+            }
+        };
+        if let Some(waiting) = board.remove(&id) {
+            // The attempt may have been dropped.
+            let _ = waiting.end.send(end);
+        }
+    }
+}
+
+/// The warden is gone: what it started is killed, and whoever waits learns of it.
+fn abandon(board: &Board) {
+    let left = board.lock().expect("no panic while it is held").take();
+    for Waiting { pid, .. } in left.into_iter().flat_map(BTreeMap::into_values) {
+        if let Some(leader) = pid.and_then(Pid::from_raw) {
+            tree::kill_tree(leader);
+        }
+    }
+}

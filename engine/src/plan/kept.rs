@@ -1,0 +1,108 @@
+//! Kept plans: a pipeline that was compiled once is not compiled again while everything that the plan depends on is as it
+//! was.
+//!
+//! | depends on | how it is seen |
+//! |---|---|
+//! | the pipeline file, prompt files, folders that a pattern looked into | exact [watches](mpcc_cache::watch) |
+//! | whether declared data is there | watches of its kind: editing a data set does not touch the plan |
+//! | profile, `--set`, names of environment variables, the program itself | the key |
+//! | the GPUs of the host | compared, when a node asks for one |
+//!
+//! A plan with warnings is not kept, so that they are told every time; neither is one whose files changed in the moment
+//! they were read. A kept plan that cannot be read is no plan: the pipeline is compiled.
+
+use std::path::{Path, PathBuf};
+
+use mpcc_cache::{Digest, Store, Watch};
+use serde_json::json;
+
+use super::compile::{CompileOptions, compile_watched};
+use super::{Node, Plan};
+use crate::diagnostic::Diagnostics;
+use crate::registry::Registry;
+
+const HEAD: &[u8] = b"mpcc-plan 1\n";
+
+/// What a pipeline is kept under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanKey(Digest);
+
+impl PlanKey {
+    /// The key of `file` compiled with `options` by this `program`, whose text changes with every build of it.
+    pub fn new(file: &Path, options: &CompileOptions, program: &str) -> std::io::Result<Self> {
+        let decides = json!([
+            program,
+            std::path::absolute(file)?,
+            options.profile,
+            options.sets,
+            options.env_present,
+            options.cpus,
+            options.memory,
+            options.hub_cache,
+        ]);
+        Ok(Self(Digest::of(decides.to_string().as_bytes())))
+    }
+
+    /// Where something of this key lies below the store's root.
+    pub(crate) fn place(&self, what: &str) -> PathBuf {
+        Path::new("kept").join(format!("{}.{what}", self.0.short()))
+    }
+
+    /// The digest behind it.
+    pub(crate) fn digest(&self) -> &Digest {
+        &self.0
+    }
+}
+
+/// Whether the GPUs of the host enter the plan.
+pub fn asks_for_gpus(plan: &Plan) -> bool {
+    plan.nodes.iter().any(|node: &Node| node.resources.gpus > 0)
+}
+
+/// The kept plan of `key` in the store at `root`, if there is one and all it depends on is as it was. `gpus` is called
+/// when the plan depends on them.
+pub fn load(root: &Path, key: &PlanKey, gpus: impl FnOnce() -> Option<Vec<u64>>) -> Option<Plan> {
+    let bytes = std::fs::read(root.join(key.place("plan"))).ok()?;
+    let mut rest = open(HEAD, &bytes)?;
+    let count = u32::from_le_bytes(rest.split_off(..4)?.try_into().ok()?);
+    for _ in 0..count {
+        if !Watch::decode(&mut rest)?.holds() {
+            return None;
+        }
+    }
+    let (plan, made_for): (Plan, Option<Vec<u64>>) = serde_json::from_slice(rest).ok()?;
+    (!asks_for_gpus(&plan) || gpus() == made_for).then_some(plan)
+}
+
+/// Compiles the pipeline in `file` and keeps the plan in `store`.
+///
+/// # Errors
+/// Every problem of the pipeline at once. A plan that cannot be kept is no error.
+pub fn compile_and_keep(
+    file: &Path,
+    registry: &Registry,
+    options: &CompileOptions,
+    store: &Store,
+    key: &PlanKey,
+) -> Result<Plan, Diagnostics> {
+    let (plan, seen) = compile_watched(file, registry, options)?;
+    if plan.warnings.is_empty() && seen.iter().all(Watch::is_settled) {
+        let mut body = u32::try_from(seen.len()).unwrap_or(u32::MAX).to_le_bytes().to_vec();
+        seen.iter().for_each(|watch| watch.encode(&mut body));
+        serde_json::to_writer(&mut body, &(&plan, &options.gpus)).expect("a plan is plain data");
+        // The next call compiles again.
+        let _ = store.keep(&key.place("plan"), &sealed(HEAD, &body));
+    }
+    Ok(plan)
+}
+
+/// `body` behind a head and a checksum.
+pub(crate) fn sealed(head: &[u8], body: &[u8]) -> Vec<u8> {
+    [head, Digest::of(body).as_bytes(), body].concat()
+}
+
+/// The body of what [`sealed`] made; `None` for anything else.
+pub(crate) fn open<'b>(head: &[u8], bytes: &'b [u8]) -> Option<&'b [u8]> {
+    let (check, body) = bytes.strip_prefix(head)?.split_at_checked(32)?;
+    (Digest::of(body).as_bytes() == check).then_some(body)
+}
