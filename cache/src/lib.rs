@@ -24,6 +24,7 @@ mod sync;
 mod trees;
 pub mod verify;
 
+pub use self::core::Damage;
 pub use artifact::{Artifact, ArtifactKind};
 pub use digest::Digest;
 pub use entries::Entry;

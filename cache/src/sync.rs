@@ -92,7 +92,8 @@ fn sync_entry(core: &Core, record: EntryRecord, outputs: &[Artifact], stop: &Ato
         }
     }
     let dirs: BTreeSet<PathBuf> = files.iter().filter_map(|file| file.parent()).map(Path::to_owned).collect();
-    for path in files.iter().chain(&dirs).chain([&core.root.join("objects")]) {
+    // The root too: it has the names of `objects` and `entries`.
+    for path in files.iter().chain(&dirs).chain([&core.root.join("objects"), &core.root]) {
         if stop.load(Ordering::Relaxed) {
             return Ok(());
         }
