@@ -51,9 +51,19 @@ pub struct CompileOptions {
 
 /// Compiles the pipeline in `file`. Either a plan, or every problem at once.
 pub fn compile(file: &Path, registry: &Registry, options: &CompileOptions) -> Result<Plan, Diagnostics> {
-    let whole = std::path::absolute(file).and_then(|whole| Ok((whole, std::fs::read_to_string(file)?)));
-    let (whole, text) = whole.map_err(|error| Diagnostics::new(vec![unreadable(file, &error)]))?;
-    let source = SourceText::new(file, text);
+    let bytes = std::fs::read(file).map_err(|error| Diagnostics::new(vec![unreadable(file, &error)]))?;
+    compile_bytes(file, bytes, registry, options)
+}
+
+/// Compiles `bytes` as if they were in `file`, which is not read: its folder is what relative paths are relative to.
+pub fn compile_bytes(
+    file: &Path,
+    bytes: Vec<u8>,
+    registry: &Registry,
+    options: &CompileOptions,
+) -> Result<Plan, Diagnostics> {
+    let whole = std::path::absolute(file).map_err(|error| Diagnostics::new(vec![unreadable(file, &error)]))?;
+    let source = SourceText::decode(file, bytes).map_err(|problem| Diagnostics::new(vec![*problem]))?;
     let mut problems = Problems::new(&source);
     let plan = build(&whole, &source, registry, options, &mut problems);
     let (errors, warnings) = Diagnostics::new(problems.into_found()).split();

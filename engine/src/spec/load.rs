@@ -4,7 +4,7 @@ use serde_json::Number;
 use serde_yaml::Value;
 
 use super::positions::{Place, index};
-use super::source::{Problems, SourceText, Span};
+use super::source::{Problems, SourceText, Span, position};
 use super::yaml::{Data, Entry, Yaml};
 
 /// Longest pipeline file, in bytes.
@@ -14,6 +14,12 @@ const MAX_BYTES: usize = 4 << 20;
 pub(crate) fn load(source: &SourceText, problems: &mut Problems<'_>) -> Option<Yaml> {
     if source.text.len() > MAX_BYTES {
         problems.error(Span::START, "too-large", format!("the file is longer than {MAX_BYTES} bytes"));
+        return None;
+    }
+    if let Some((at, odd)) = source.text.char_indices().find(|(_, c)| is_odd(*c)) {
+        let (line, column) = position(&source.text, at);
+        let message = format!("the control character U+{:04X} has no place in a pipeline file", u32::from(odd));
+        problems.error(Span { line, column, length: 1 }, "syntax", message).help("delete it; it may be invisible");
         return None;
     }
     let place = index(&source.text, problems);
@@ -32,7 +38,13 @@ pub(crate) fn load(source: &SourceText, problems: &mut Problems<'_>) -> Option<Y
         return None;
     }
     let place = place.unwrap_or_default();
-    convert(value, &place, place.at, problems)
+    let near = if place.at.line == 0 { Span::START } else { place.at };
+    convert(value, &place, near, problems)
+}
+
+/// What YAML does not allow in its text.
+fn is_odd(c: char) -> bool {
+    c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}')
 }
 
 fn report(error: &serde_yaml::Error, problems: &mut Problems<'_>) {
