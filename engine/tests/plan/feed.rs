@@ -5,8 +5,8 @@ use std::path::Path;
 use mpcc_engine::plan::{CompileOptions, Plan, compile_bytes};
 use mpcc_engine::registry::Registry;
 
-/// Compiles `bytes` as a pipeline of the folder `at`, with the profile of the longest name that it may have. Panics when a
-/// problem is reported without words or outside of the text. `None` when the bytes do not compile.
+/// Compiles `bytes` as a pipeline of the folder `at`. `None` when they do not compile. Panics when there is no plan and no
+/// problem, or a problem without words or outside of the text.
 pub(crate) fn feed(bytes: &[u8], at: &Path, registry: &Registry) -> Option<Plan> {
     // An absolute pattern with `**` is the user's wish to walk the disk; here nobody wishes it.
     if bytes.windows(2).any(|pair| pair == b"**") {
