@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use mpcc_cache::{Digest, Entry, GcOptions, Keep, Store, StoreOptions};
 
-use crate::support::{self, fast_dir, heavy, recipe};
+use crate::support::{self, fast_dir, heavy, no_forks, recipe};
 
 /// Set for a child of this test: the store it works on.
 const CHILD: &str = "MPCC_CACHE_TEST_KILLED";
@@ -97,6 +97,7 @@ fn told(child: &mut Child) -> u64 {
 
 /// Looks at everything the way the next process would; returns how many units are there.
 fn look(root: &Path, told: u64, when: &str) -> u64 {
+    let _still = no_forks();
     let store = Store::open(root, StoreOptions::default()).unwrap();
     let mut found = 0;
     for n in 0_u64.. {

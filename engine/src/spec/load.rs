@@ -16,7 +16,7 @@ pub(crate) fn load(source: &SourceText, problems: &mut Problems<'_>) -> Option<Y
         problems.error(Span::START, "too-large", format!("the file is longer than {MAX_BYTES} bytes"));
         return None;
     }
-    if let Some((at, odd)) = source.text.char_indices().find(|(_, c)| is_odd(*c)) {
+    if let Some((at, odd)) = source.text.char_indices().find(|(at, c)| is_odd(*c, &source.text[*at..])) {
         let (line, column) = position(&source.text, at);
         let message = format!("the control character U+{:04X} has no place in a pipeline file", u32::from(odd));
         problems.error(Span { line, column, length: 1 }, "syntax", message).help("delete it; it may be invisible");
@@ -42,9 +42,14 @@ pub(crate) fn load(source: &SourceText, problems: &mut Problems<'_>) -> Option<Y
     convert(value, &place, near, problems)
 }
 
-/// What YAML does not allow in its text.
-fn is_odd(c: char) -> bool {
-    c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}')
+/// What YAML does not allow in its text; and a carriage return alone, which it counts as the end of a line and hardly any
+/// editor does.
+fn is_odd(c: char, rest: &str) -> bool {
+    match c {
+        '\t' | '\n' | '\u{85}' => false,
+        '\r' => !rest.starts_with("\r\n"),
+        _ => c.is_control(),
+    }
 }
 
 fn report(error: &serde_yaml::Error, problems: &mut Problems<'_>) {
@@ -172,6 +177,9 @@ mod tests {
     #[test]
     fn refuses_what_is_no_plain_data() {
         assert_eq!(read("a: 1\na: 2\n").unwrap_err(), ["duplicate-key@2:1"]);
+        assert_eq!(read("a: 1\r\na: 2\r\n").unwrap_err(), ["duplicate-key@2:1"]);
+        assert_eq!(read("a: 1\rb: 2\n").unwrap_err(), ["syntax@1:5"]);
+        assert_eq!(read("a: x\u{7}\n").unwrap_err(), ["syntax@1:5"]);
         assert_eq!(read("a: .nan\n").unwrap_err(), ["number@1:4"]);
         assert_eq!(read("a: !x 1\n").unwrap_err(), ["yaml-tag@1:7"]);
         assert!(read("a: [1\n").unwrap_err()[0].starts_with("syntax"));
