@@ -2,6 +2,7 @@
 
 mod cli;
 mod house;
+mod mutations;
 mod pipelines;
 
 /// A test file that nobody declares would silently not run.

@@ -1,6 +1,6 @@
 //! What the parts of the store share: its root, the seam to the file system, who this writer is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,6 +17,15 @@ type Result<T> = std::result::Result<T, StoreError>;
 /// Which boot of the machine this is: the first 16 bytes of the boot id's hash, zeros when unknown.
 pub(crate) type BootId = [u8; 16];
 
+/// Something that was not what its name says, and where it lies now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// Where it was.
+    pub path: PathBuf,
+    /// Where it is, for a person to look at.
+    pub quarantined: PathBuf,
+}
+
 /// The state behind every handle of one open store.
 pub(crate) struct Core {
     pub(crate) root: PathBuf,
@@ -29,6 +38,10 @@ pub(crate) struct Core {
     pub(crate) latest: Pairs,
     pub(crate) published: Pairs,
     pub(crate) manifests: Mutex<BTreeMap<Digest, Arc<Manifest>>>,
+    /// Objects whose bytes this process has hashed itself.
+    pub(crate) witnessed: Mutex<BTreeSet<Digest>>,
+    /// What was quarantined and nobody has asked about yet.
+    pub(crate) damage: Mutex<Vec<Damage>>,
     pub(crate) reflinks: AtomicBool,
     pub(crate) counter: AtomicU64,
 }
@@ -41,6 +54,8 @@ impl Core {
             latest: Pairs::new(io.clone(), root.join("latest"), &writer),
             published: Pairs::new(io.clone(), root.join("published"), &writer),
             manifests: Mutex::new(BTreeMap::new()),
+            witnessed: Mutex::new(BTreeSet::new()),
+            damage: Mutex::new(Vec::new()),
             reflinks: AtomicBool::new(true),
             counter: AtomicU64::new(0),
             root,

@@ -83,18 +83,21 @@ struct Live {
 
 impl Live {
     /// Adds an entry and all it needs; `false` when it is not complete and whole.
-    fn add(&mut self, core: &Core, record: EntryRecord) -> bool {
-        let Ok(bytes) = core.read(&record.outputs) else { return false };
-        let Ok(OutputsList { outputs }) = serde_json::from_slice::<OutputsList>(&bytes) else { return false };
+    ///
+    /// # Errors
+    /// Its objects cannot be looked at now. That says nothing about them, so nothing may be freed.
+    fn add(&mut self, core: &Core, record: EntryRecord) -> Result<bool> {
+        let Some(bytes) = unless_lost(core.read(&record.outputs))? else { return Ok(false) };
+        let Ok(OutputsList { outputs }) = serde_json::from_slice::<OutputsList>(&bytes) else { return Ok(false) };
         let mut needed = BTreeSet::from([record.recipe, record.outputs]);
         let mut trees = BTreeSet::new();
         for (_, artifact) in outputs {
-            if !core.check(&artifact, Trust::StatKey).unwrap_or(false) {
-                return false;
+            if unless_lost(core.check(&artifact, Trust::StatKey))? != Some(true) {
+                return Ok(false);
             }
             needed.insert(artifact.digest);
             if artifact.kind == ArtifactKind::Tree {
-                let Ok(manifest) = core.manifest(&artifact.digest) else { return false };
+                let Some(manifest) = unless_lost(core.manifest(&artifact.digest))? else { return Ok(false) };
                 needed.extend(manifest.files().iter().map(|file| file.digest));
                 trees.insert(artifact.digest);
             }
@@ -102,7 +105,16 @@ impl Live {
         self.entries.push(record);
         self.objects.extend(needed);
         self.trees.extend(trees);
-        true
+        Ok(true)
+    }
+}
+
+/// `None` for what is gone or malformed, as opposed to what cannot be read at the moment.
+fn unless_lost<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(StoreError::Missing { .. } | StoreError::Malformed { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -144,11 +156,12 @@ impl Store {
         let (io, file, path) = (&self.core().io, &self.inner.in_use, self.in_use_path());
         // A lock cannot be raised in one step: let go, then try.
         io.unlock(file, &path)?;
-        if io.try_lock(file, &path)? {
+        let taken = io.try_lock(file, &path);
+        if taken.as_ref().is_ok_and(|taken| *taken) {
             return Ok(());
         }
         io.lock_shared(file, &path)?;
-        Err(StoreError::Busy { path: self.root().to_owned() })
+        taken.and(Err(StoreError::Busy { path: self.root().to_owned() }))
     }
 
     fn leave_exclusive(&self) -> Result<()> {
@@ -167,7 +180,9 @@ impl Store {
         let trees = fanned_paths(core, "trees")?;
         for (_, path) in trees.iter().filter(|(digest, _)| !live.trees.contains(digest)) {
             report.trees_removed += 1;
-            self.remove(path, options)?;
+            if !options.dry_run {
+                core.drop_tree(path)?;
+            }
         }
         self.free_objects(&live, options, &mut report)?;
         report.partials_removed = self.free_partials(&live, options)?;
@@ -188,7 +203,7 @@ impl Store {
         let records = core.entries.lock().expect("no panic while entries are held").all()?;
         let mut live = Live::default();
         for record in records {
-            let kept = wanted(&record.recipe) && live.add(core, record);
+            let kept = wanted(&record.recipe) && live.add(core, record)?;
             *(if kept { &mut report.entries_kept } else { &mut report.entries_dropped }) += 1;
         }
         live.objects.extend(latest);

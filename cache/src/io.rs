@@ -80,6 +80,8 @@ pub(crate) struct FileStat {
     pub(crate) ino: u64,
     pub(crate) size: u64,
     pub(crate) links: u64,
+    /// Permission bits.
+    pub(crate) mode: u32,
     pub(crate) mtime_ns: i64,
     pub(crate) ctime_ns: i64,
 }
@@ -100,6 +102,7 @@ impl From<Metadata> for FileStat {
             ino: meta.ino(),
             size: meta.size(),
             links: meta.nlink(),
+            mode: meta.mode() & 0o7777,
             mtime_ns: ns(meta.mtime(), meta.mtime_nsec()),
             ctime_ns: ns(meta.ctime(), meta.ctime_nsec()),
         }

@@ -25,6 +25,7 @@ mod trees;
 pub mod verify;
 pub mod watch;
 
+pub use self::core::Damage;
 pub use artifact::{Artifact, ArtifactKind};
 pub use digest::Digest;
 pub use entries::Entry;

@@ -6,9 +6,13 @@
 //! | refused in a path | why |
 //! |---|---|
 //! | empty, `.` and `..` components, a leading `/` | would leave the tree |
+//! | a file that is also a directory of another file | could not be created |
 //! | control characters | would break lines, and terminals |
 //! | a component over 255 bytes, a path over 4,096 | could not be created |
 //! | bytes that are not UTF-8 | could not be written down |
+//!
+//! A manifest that is read must be exactly what [`Manifest::encode`] writes, so that one tree has one digest. A backslash is a
+//! letter like any other.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -82,11 +86,26 @@ impl Manifest {
         let body = text.strip_prefix(HEAD).and_then(|rest| rest.strip_prefix('\n'));
         let body = body.ok_or_else(|| format!("it does not begin with `{HEAD}`"))?;
         let files = body.lines().map(decode_line).collect::<std::result::Result<Vec<_>, _>>()?;
-        match files.windows(2).find(|pair| pair[0].path.as_bytes() >= pair[1].path.as_bytes()) {
-            Some(pair) => Err(format!("`{}` is out of order", pair[1].path)),
-            None => Ok(Self { files }),
+        if let Some(pair) = files.windows(2).find(|pair| pair[0].path.as_bytes() >= pair[1].path.as_bytes()) {
+            return Err(format!("`{}` is out of order", pair[1].path));
         }
+        if let Some(path) = file_above(&files) {
+            return Err(format!("`{path}` is a file and a directory"));
+        }
+        if files.iter().try_fold(0_u64, |sum, file| sum.checked_add(file.bytes)).is_none() {
+            return Err("its files are larger than any disk".to_owned());
+        }
+        let manifest = Self { files };
+        if manifest.encode() == bytes { Ok(manifest) } else { Err("it is not written the one way there is".to_owned()) }
     }
+}
+
+/// A file below which others would lie. `files` are sorted.
+fn file_above(files: &[TreeFile]) -> Option<&str> {
+    let is_file = |path: &str| files.binary_search_by(|file| file.path.as_bytes().cmp(path.as_bytes())).is_ok();
+    let above =
+        |path| std::iter::successors(Some(path), |path: &&str| path.rsplit_once('/').map(|(dir, _)| dir)).skip(1);
+    files.iter().flat_map(|file| above(file.path.as_str())).find(|dir| is_file(dir))
 }
 
 fn decode_line(line: &str) -> std::result::Result<TreeFile, String> {
@@ -206,6 +225,26 @@ mod tests {
             line("a//b"),
             line("./a"),
             line("a/"),
+            line(""),
+            line("."),
+            line("a/."),
+            line("a\0b"),
+            line("a\u{85}b"),
+            line("a\r"),
+            line("a").trim_end().to_owned(),
+            line("a").replace(" 1 ", " +1 "),
+            line("a").replace(" 1 ", " 01 "),
+            line("a").replace(" 1 ", &format!(" {}0 ", u64::MAX)),
+            line("a").replace(&Digest::of(b"x").hex(), &Digest::of(b"x").hex().to_uppercase()),
+            format!("{}{}", line("a"), line("a/b").split_once('\n').unwrap().1),
+            format!(
+                "{}{}{}",
+                line("a"),
+                line("a.b").split_once('\n').unwrap().1,
+                line("a/b").split_once('\n').unwrap().1
+            ),
+            format!("{}{}", line("a"), line("b").split_once('\n').unwrap().1)
+                .replace(" 1 ", &format!(" {} ", u64::MAX)),
             line("\u{1b}[2J"),
             line(&"x".repeat(256)),
             line(&"x/".repeat(2100)),
@@ -219,6 +258,28 @@ mod tests {
         for case in cases {
             assert!(Manifest::decode(case.as_bytes()).is_err(), "{case:?}");
         }
-        assert!(Manifest::decode(line("a..b/...").as_bytes()).is_ok());
+        assert!(Manifest::decode(&[line("a").as_bytes(), b"\xff"].concat()).is_err());
+        for fine in ["a..b/...", "..\\..\\x", "C:\\x", "~root", "-rf", "$(x)", " "] {
+            assert!(Manifest::decode(line(fine).as_bytes()).is_ok(), "{fine:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+        /// Damage a sound manifest anywhere: it is refused, or it is another sound one, written the one way there is.
+        #[test]
+        fn what_is_read_is_safe_and_canonical(at: usize, byte: u8, insert: bool) {
+            let mut bytes = Manifest::new(vec![file("a"), file("a b/c d"), file("a b/e/f"), file("z.png")]).encode();
+            let at = at % bytes.len();
+            if insert { bytes.insert(at, byte) } else { bytes[at] = byte }
+            if let Ok(manifest) = Manifest::decode(&bytes) {
+                proptest::prop_assert_eq!(manifest.encode(), bytes);
+                for file in manifest.files() {
+                    let plain = |part| matches!(part, std::path::Component::Normal(_));
+                    proptest::prop_assert!(Path::new(&file.path).components().all(plain), "{}", file.path);
+                }
+            }
+        }
     }
 }

@@ -112,7 +112,12 @@ impl Space {
             if self.open.len() >= MAX_OPEN {
                 self.open.clear();
             }
-            self.open.insert(place.data, self.io.open(&path)?);
+            match self.io.open(&path) {
+                Ok(file) => drop(self.open.insert(place.data, file)),
+                // A power cut may keep the index and lose the values.
+                Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => return Ok(None),
+                Err(error) => return Err(error),
+            }
         }
         let size = self.io.stat(&path)?.map_or(0, |stat| stat.size);
         if place.offset.saturating_add(place.len) > size {

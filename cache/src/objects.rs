@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::core::Core;
+use crate::core::{Core, Damage};
 use crate::io::{FileKind, FileStat};
 use crate::manifest::{Found, Links, Manifest, TreeFile, walk};
 use crate::statcache::{Guard, is_settled};
@@ -24,6 +24,9 @@ const READ_ONLY: u32 = 0o444;
 pub(crate) enum Trust {
     /// A remembered stat key is enough.
     StatKey,
+    /// A remembered stat key of content that this process has hashed itself; anything else is hashed. For what is about to
+    /// be published: after a power cut a stat key may have outlived the bytes it stood for.
+    Witness,
     /// Every byte is hashed.
     Nothing,
 }
@@ -77,12 +80,13 @@ impl Core {
         let digest = self.io.hash(path)?;
         let artifact = Artifact { kind: ArtifactKind::File, digest, bytes: before.size };
         let object = self.object_path(&digest);
-        if self.check_object(&digest, Some(before.size), Trust::StatKey)? {
+        if self.check_object(&digest, Some(before.size), Trust::Witness)? {
             self.io.remove_file(path)?;
             return Ok(artifact);
         }
         self.io.make_dirs(object.parent().expect("objects lie in a directory"))?;
         self.io.rename(path, &object)?;
+        self.witness(&digest);
         self.settle(&object, digest, &before, start_ns)?;
         Ok(artifact)
     }
@@ -106,7 +110,7 @@ impl Core {
 
     pub(crate) fn put_bytes(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = Digest::of(bytes);
-        if !self.check_object(&digest, Some(bytes.len() as u64), Trust::StatKey)? {
+        if !self.check_object(&digest, Some(bytes.len() as u64), Trust::Witness)? {
             let temporary = self.temporary()?;
             self.io.write_new(&temporary, bytes)?;
             self.move_in(&temporary)?;
@@ -157,6 +161,19 @@ impl Core {
         Ok(Artifact { kind: ArtifactKind::Tree, digest: Digest::of(&manifest.encode()), bytes: manifest.bytes() })
     }
 
+    fn witness(&self, digest: &Digest) {
+        self.witnessed.lock().expect("no panic while witnesses are held").insert(*digest);
+    }
+
+    fn knows(&self, stat: &FileStat, digest: &Digest, trust: Trust) -> bool {
+        let witnessed = || self.witnessed.lock().expect("no panic while witnesses are held").contains(digest);
+        match trust {
+            Trust::Nothing => false,
+            Trust::StatKey => self.stats.get(stat) == Some(*digest),
+            Trust::Witness => self.stats.get(stat) == Some(*digest) && witnessed(),
+        }
+    }
+
     /// Whether the object is there and whole; a damaged one is moved away.
     pub(crate) fn check_object(&self, digest: &Digest, size: Option<u64>, trust: Trust) -> Result<bool> {
         let path = self.object_path(digest);
@@ -165,11 +182,14 @@ impl Core {
             self.quarantine(&path)?;
             return Ok(false);
         }
-        if trust == Trust::StatKey && self.stats.get(&stat) == Some(*digest) {
+        if self.knows(&stat, digest, trust) {
             return Ok(true);
         }
         match self.stats.hash(&path, Guard::Mtime) {
-            Ok((found, _)) if found == *digest => Ok(true),
+            Ok((found, _)) if found == *digest => {
+                self.witness(digest);
+                Ok(true)
+            }
             Ok(_) => self.quarantine(&path).map(|_| false),
             // Another process moved it away in between.
             Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => Ok(false),
@@ -203,7 +223,12 @@ impl Core {
         match self.io.rename(path, &target) {
             // Another process was quicker.
             Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => Ok(target),
-            result => result.map(|()| target),
+            Err(error) => Err(error),
+            Ok(()) => {
+                let damage = Damage { path: path.to_owned(), quarantined: target.clone() };
+                self.damage.lock().expect("no panic while damage is held").push(damage);
+                Ok(target)
+            }
         }
     }
 

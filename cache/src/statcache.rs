@@ -208,7 +208,7 @@ mod tests {
     use crate::io::FileKind;
 
     fn stat(mtime_ns: i64, ctime_ns: i64) -> FileStat {
-        FileStat { kind: FileKind::File, dev: 1, ino: 2, size: 3, links: 1, mtime_ns, ctime_ns }
+        FileStat { kind: FileKind::File, dev: 1, ino: 2, size: 3, links: 1, mode: 0o444, mtime_ns, ctime_ns }
     }
 
     #[test]

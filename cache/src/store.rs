@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::core::{BootId, Core};
+use crate::core::{BootId, Core, Damage};
 use crate::entries::{Entry, EntryRecord, OutputsList};
 use crate::io::{Faults, Io};
 use crate::lease::Lease;
@@ -77,19 +77,27 @@ fn random_id() -> String {
     format!("{:016x}", hasher.finish())
 }
 
-fn check_format(io: &Io, root: &Path) -> Result<()> {
+/// Whether the store says that it is of this format; `false` when it says nothing. An older mpcc did not flush the file,
+/// so that a power cut could leave it empty or all zeros: that says nothing either.
+fn check_format(io: &Io, root: &Path) -> Result<bool> {
     let path = root.join("format");
-    match io.read(&path)? {
-        Some(bytes) => {
-            let found = String::from_utf8_lossy(&bytes).trim().to_owned();
-            if found == FORMAT { Ok(()) } else { Err(StoreError::Format { path, found, ours: FORMAT }) }
-        }
-        None => {
-            let temporary = root.join(format!("format.{}", random_id()));
-            io.write_new(&temporary, format!("{FORMAT}\n").as_bytes())?;
-            io.rename(&temporary, &path)
-        }
+    let bytes = io.read(&path)?.unwrap_or_default();
+    let found = String::from_utf8_lossy(&bytes).trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_owned();
+    match found.as_str() {
+        "" => Ok(false),
+        FORMAT => Ok(true),
+        _ => Err(StoreError::Format { path, found, ours: FORMAT }),
     }
+}
+
+/// Writes the format down so that it outlives a power cut, the directory's own name included.
+fn write_format(core: &Core) -> Result<()> {
+    let temporary = core.temporary()?;
+    core.io.write_new(&temporary, format!("{FORMAT}\n").as_bytes())?;
+    core.io.sync(&temporary)?;
+    core.io.rename(&temporary, &core.root.join("format"))?;
+    core.io.sync(&core.root)?;
+    core.root.parent().map_or(Ok(()), |parent| core.io.sync(parent))
 }
 
 fn claim(io: &Io, tmp: &Path) -> Result<(String, LockFile)> {
@@ -111,7 +119,7 @@ impl Store {
         let io = Io::new(options.sync, options.faults);
         io.make_dirs(root)?;
         let root = std::path::absolute(root).map_err(|error| StoreError::io("resolve", root, error))?;
-        check_format(&io, &root)?;
+        let known_format = check_format(&io, &root)?;
         let in_use_path = root.join("in-use");
         let in_use = Arc::new(io.open_lock(&in_use_path)?);
         io.lock_shared(&in_use, &in_use_path)?;
@@ -121,6 +129,9 @@ impl Store {
         let (writer, lock) = claim(&io, &tmp)?;
         let memo = MemoStore::new(io.clone(), root.join("memo"), &writer, in_use.clone());
         let core = Arc::new(Core::new(root, io, writer, boot_id(options.boot.as_deref())));
+        if !known_format {
+            write_format(&core)?;
+        }
         let syncer = options.sync.then(|| Syncer::new(core.clone()));
         Ok(Self { inner: Arc::new(Inner { core, memo, syncer, in_use, _writer: lock }) })
     }
@@ -271,6 +282,8 @@ impl Store {
         }
         let mut record = *record;
         if doubtful {
+            // Outputs are not less true for a recipe that is lost, but a damaged one must not pass for a recipe either.
+            self.core().check_object(&record.recipe, None, Trust::Nothing)?;
             record = self.entries().publish(record.recipe, record.outputs, self.core().boot)?;
         }
         self.sync_later(record, &outputs);
@@ -290,7 +303,7 @@ impl Store {
     pub fn publish(&self, recipe: &Recipe, outputs: Vec<(String, Artifact)>) -> Result<Entry> {
         let core = self.core();
         for (_, artifact) in &outputs {
-            if !core.check(artifact, Trust::StatKey)? {
+            if !core.check(artifact, Trust::Witness)? {
                 return Err(core.missing(&artifact.digest));
             }
         }
@@ -351,6 +364,16 @@ impl Store {
     /// by the next one to open the store.
     pub fn scratch(&self, prefix: &str) -> Result<PathBuf> {
         self.core().scratch(prefix)
+    }
+
+    /// What this handle found damaged and moved to quarantine since it was last asked.
+    pub fn take_damage(&self) -> Vec<Damage> {
+        std::mem::take(&mut *self.core().damage.lock().expect("no panic while damage is held"))
+    }
+
+    /// Which boot of the machine this is, as far as the system tells; all zeros when it does not.
+    pub fn boot() -> [u8; 16] {
+        boot_id(None)
     }
 
     /// Waits until everything published so far was flushed to the device, as far as that is possible.

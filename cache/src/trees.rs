@@ -25,6 +25,8 @@ use crate::{Artifact, ArtifactKind, Digest, StoreError};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
+const DIR_READ_ONLY: u32 = 0o555;
+
 fn path_key(path: &Path) -> Digest {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     Digest::of(absolute.as_os_str().as_encoded_bytes())
@@ -50,9 +52,15 @@ impl Core {
 
     fn locate_tree(&self, artifact: &Artifact) -> Result<PathBuf> {
         let dir = self.tree_path(&artifact.digest);
-        if self.io.stat(&dir)?.is_some() {
+        if let Some(stat) = self.io.stat(&dir)? {
             match self.digest_path(&dir, Guard::Mtime, Links::Refuse) {
-                Ok(found) if found.digest == artifact.digest => return Ok(dir),
+                Ok(found) if found.digest == artifact.digest => {
+                    // Whoever built it died between its rename, for which it must be writable, and this.
+                    if stat.mode != DIR_READ_ONLY {
+                        self.io.set_mode(&dir, DIR_READ_ONLY)?;
+                    }
+                    return Ok(dir);
+                }
                 _ => self.discard_tree(&dir)?,
             }
         }
@@ -73,6 +81,14 @@ impl Core {
         }
     }
 
+    /// Removes a tree directory: out of sight first, so that a kill in the middle leaves no half of it.
+    pub(crate) fn drop_tree(&self, dir: &Path) -> Result<()> {
+        let doomed = self.temporary()?;
+        self.io.set_mode(dir, 0o755)?;
+        self.io.rename(dir, &doomed)?;
+        self.io.remove_tree(&doomed)
+    }
+
     fn build_tree(&self, dir: &Path, digest: &Digest) -> Result<()> {
         let manifest = self.manifest(digest)?;
         let temporary = self.temporary()?;
@@ -84,11 +100,11 @@ impl Core {
             .collect::<Result<Vec<_>>>()?;
         self.stats.remember(&linked.into_iter().flatten().collect::<Vec<_>>());
         for inner in tree_dirs(&manifest) {
-            self.io.set_mode(&temporary.join(inner), 0o555)?;
+            self.io.set_mode(&temporary.join(inner), DIR_READ_ONLY)?;
         }
         self.io.make_dirs(parent_of(dir))?;
         match self.io.rename(&temporary, dir) {
-            Ok(()) => self.io.set_mode(dir, 0o555),
+            Ok(()) => self.io.set_mode(dir, DIR_READ_ONLY),
             // Another process built the same tree first.
             Err(_) if self.io.stat(dir)?.is_some() => self.io.remove_tree(&temporary),
             Err(error) => Err(error),
@@ -155,13 +171,22 @@ impl Core {
         let name = dest.file_name().ok_or_else(|| StoreError::refused(dest, "it names no file"))?;
         let parent = parent_of(dest);
         self.io.make_dirs(parent)?;
+        // In the store's own folder nothing stays behind when this process dies; across file systems no rename leads out.
+        if self.io.stat_target(parent)?.dev == self.io.stat_target(&self.root)?.dev {
+            match self.place_by_way_of(&self.temporary()?, digest, dest) {
+                Err(error) if error.io_kind() == Some(ErrorKind::CrossesDevices) => {}
+                result => return result,
+            }
+        }
         let hidden = format!(".{}.mpcc-{}-{}", name.to_string_lossy(), self.writer, self.next());
-        let temporary = parent.join(hidden);
-        let placed =
-            self.copy_out(&self.object_path(digest), &temporary).and_then(|()| self.io.rename(&temporary, dest));
+        self.place_by_way_of(&parent.join(hidden), digest, dest)
+    }
+
+    fn place_by_way_of(&self, temporary: &Path, digest: &Digest, dest: &Path) -> Result<()> {
+        let placed = self.copy_out(&self.object_path(digest), temporary).and_then(|()| self.io.rename(temporary, dest));
         if placed.is_err() {
             // What is left of the copy is not worth hiding the first error.
-            let _ = self.io.remove_file(&temporary);
+            let _ = self.io.remove_file(temporary);
         }
         placed
     }

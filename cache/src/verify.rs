@@ -137,7 +137,7 @@ fn verify_trees(core: &Core) -> Result<Vec<Digest>> {
         if found.is_ok_and(|artifact| artifact.digest == digest) {
             continue;
         }
-        core.io.remove_tree(&path)?;
+        core.drop_tree(&path)?;
         damaged.push(digest);
     }
     Ok(damaged)

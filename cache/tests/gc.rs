@@ -5,7 +5,7 @@ use std::fs;
 
 use mpcc_cache::{Digest, GcOptions, Keep, StoreError};
 
-use crate::support::{World, below, flip, object, recipe, settle};
+use crate::support::{World, below, flip, no_forks, object, recipe, settle};
 
 fn publish(world: &World, name: &str, content: &str) -> Digest {
     let tree = world.put_tree(&[("common", "common"), (name, content)]);
@@ -16,7 +16,7 @@ fn publish(world: &World, name: &str, content: &str) -> Digest {
 
 #[test]
 fn what_no_entry_needs_is_freed_and_the_rest_stays() {
-    let world = World::new();
+    let (world, _still) = (World::new(), no_forks());
     let (old, new, listed) = (publish(&world, "old", "1"), publish(&world, "new", "2"), publish(&world, "listed", "3"));
     world.store.set_latest_recipe("node", &old).unwrap();
     world.store.set_latest_recipe("node", &new).unwrap();
@@ -47,7 +47,7 @@ fn what_no_entry_needs_is_freed_and_the_rest_stays() {
 
 #[test]
 fn gc_refuses_while_the_store_is_open_elsewhere() {
-    let world = World::new();
+    let (world, _still) = (World::new(), no_forks());
     world.put("orphan");
     let memo = world.reopen().memo();
     assert!(matches!(world.store.gc(&GcOptions::default()), Err(StoreError::Busy { .. })));
@@ -62,7 +62,7 @@ fn gc_refuses_while_the_store_is_open_elsewhere() {
 
 #[test]
 fn everything_goes_when_asked() {
-    let world = World::new();
+    let (world, _still) = (World::new(), no_forks());
     let recipe = publish(&world, "a", "1");
     world.store.memo().put("vlm", &recipe, b"x").unwrap();
     world.store.partial_dir(&Digest::of(b"unfinished")).unwrap();
@@ -80,7 +80,7 @@ fn everything_goes_when_asked() {
 
 #[test]
 fn everything_kept_drops_only_incomplete_entries() {
-    let world = World::new();
+    let (world, _still) = (World::new(), no_forks());
     let (a, b) = (publish(&world, "a", "1"), publish(&world, "b", "2"));
     let options = GcOptions { keep: Keep::Everything, ..GcOptions::default() };
     assert_eq!(world.store.gc(&options).unwrap().objects_removed, 0);
@@ -89,7 +89,7 @@ fn everything_kept_drops_only_incomplete_entries() {
 
 #[test]
 fn logs_and_memo_files_of_many_writers_become_one() {
-    let world = World::new();
+    let (world, _still) = (World::new(), no_forks());
     let keys: Vec<_> = (0..6u8).map(|n| Digest::of(&[n])).collect();
     for (n, key) in keys.iter().enumerate() {
         let store = world.reopen();
@@ -111,7 +111,7 @@ fn logs_and_memo_files_of_many_writers_become_one() {
 
 #[test]
 fn verify_reads_every_byte_and_names_what_is_lost() {
-    let world = World::new();
+    let (world, _still) = (World::new(), no_forks());
     let (good, bad) = (publish(&world, "good", "1"), publish(&world, "bad", "2"));
     settle();
     let clean = world.store.verify().unwrap();

@@ -2,19 +2,29 @@
 
 mod crash;
 mod external;
+mod failing;
+mod formats;
 mod gc;
+mod hostile;
+mod kills;
 mod model;
 mod objects;
+mod power;
 mod processes;
 mod publication;
 mod support;
 mod torn;
+mod workload;
 
 #[test]
 fn every_file_here_is_part_of_the_binary() {
     let this = include_str!("main.rs");
     for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests")).unwrap() {
-        let name = entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned();
-        assert!(name == "main" || this.contains(&format!("mod {name};")), "tests/{name}.rs is not in tests/main.rs");
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        assert!(
+            path.is_dir() || name == "main" || this.contains(&format!("mod {name};")),
+            "tests/{name}.rs is not in tests/main.rs"
+        );
     }
 }

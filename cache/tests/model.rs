@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mpcc_cache::{Artifact, Digest, GcOptions, Keep, Store};
 use proptest::prelude::*;
 
-use crate::support::{World, fast_dir, flip, object, put, put_tree, recipe};
+use crate::support::{World, fast_dir, flip, no_forks, object, put, put_tree, recipe};
 
 #[derive(Clone, Debug)]
 enum Act {
@@ -152,7 +152,7 @@ proptest! {
 
     #[test]
     fn two_handles_agree_with_plain_maps(acts in prop::collection::vec((0..2usize, act()), 1..40)) {
-        let world = World::within(fast_dir());
+        let (world, _still) = (World::within(fast_dir()), no_forks());
         let mut stores = vec![world.reopen(), world.reopen()];
         let mut expected = Expected::default();
         for (handle, act) in acts {

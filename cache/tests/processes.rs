@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use mpcc_cache::{Digest, Store};
 
-use crate::support::{World, put, put_tree, quiet, recipe};
+use crate::support::{self, World, put, put_tree, quiet, recipe};
 
 /// Set for a child of these tests: the store it works on.
 const CHILD: &str = "MPCC_CACHE_TEST_STORE";
@@ -14,7 +14,7 @@ const CHILD: &str = "MPCC_CACHE_TEST_STORE";
 fn spawn(root: &Path) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "processes::child", "--ignored", "--nocapture"]).env(CHILD, root);
-    command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+    support::spawn(command.stdout(Stdio::piped()).stderr(Stdio::null()))
 }
 
 fn value(n: u64) -> Vec<u8> {

@@ -133,6 +133,7 @@ fn a_memo_value_that_rotted_is_none() {
 
 #[test]
 fn a_lease_has_one_holder_and_ends_when_dropped() {
+    let _still = crate::support::no_forks();
     let world = World::new();
     let other = world.reopen();
     let key = Digest::of(b"recipe");

@@ -3,7 +3,8 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::process::{Child, Command};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use mpcc_cache::{Artifact, Digest, Faults, Op, Recipe, Store, StoreOptions, Verdict};
@@ -24,6 +25,26 @@ pub(crate) fn quiet() -> StoreOptions {
 /// waits for the device.
 pub(crate) fn fast_dir() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+static FORKS: RwLock<()> = RwLock::new(());
+
+/// Starts a child. For the moment between fork and exec it holds a copy of every lock of this process, so that no test may
+/// count on a lock being free again: see [`no_forks`].
+pub(crate) fn spawn(command: &mut Command) -> Child {
+    let _alone = FORKS.write().unwrap_or_else(PoisonError::into_inner);
+    command.spawn().unwrap()
+}
+
+/// While this lives no other test starts a child.
+pub(crate) fn no_forks() -> RwLockReadGuard<'static, ()> {
+    FORKS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the long versions are asked for: `MPCC_HEAVY=1`.
+pub(crate) fn heavy() -> bool {
+    #[allow(clippy::disallowed_methods, reason = "the one variable that lengthens tests")]
+    std::env::var_os("MPCC_HEAVY").is_some()
 }
 
 impl World {

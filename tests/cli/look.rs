@@ -82,11 +82,7 @@ fn the_store_is_looked_after() {
     );
     assert_eq!(bench.mpcc("run pipeline.yaml --set word=b --json").code(0).counts(), [0, 3, 0, 0]);
 
-    let object = bench.mpcc("show numbers").code(0).out;
-    let mut permissions = std::fs::metadata(object.trim()).unwrap().permissions();
-    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o644);
-    std::fs::set_permissions(object.trim(), permissions).unwrap();
-    std::fs::write(object.trim(), "rotten").unwrap();
+    rot(bench.mpcc("show numbers").code(0).out.trim());
     let verify = bench.mpcc("cache verify").code(3).out;
     assert!(verify.contains("damaged"), "{verify}");
     assert_eq!(
@@ -94,6 +90,25 @@ fn the_store_is_looked_after() {
         [1, 2, 0, 0],
         "only the damaged one"
     );
+}
+
+/// Overwrites a read-only object.
+fn rot(object: &str) {
+    let mut permissions = std::fs::metadata(object).unwrap().permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o644);
+    std::fs::set_permissions(object, permissions).unwrap();
+    std::fs::write(object, "rotten").unwrap();
+}
+
+#[test]
+fn a_damaged_object_is_made_again_and_the_run_says_so() {
+    let bench = Bench::chain();
+    bench.mpcc("run pipeline.yaml").code(0);
+    rot(bench.mpcc("show numbers").code(0).out.trim());
+    let run = bench.mpcc("run pipeline.yaml").code(0);
+    let said = format!("{}{}", run.out, run.err);
+    assert!(said.contains("numbers: warning: ") && said.contains("is damaged and counts as absent"), "{said}");
+    assert_eq!(bench.mpcc("run pipeline.yaml --json").code(0).counts(), [0, 3, 0, 0]);
 }
 
 #[test]

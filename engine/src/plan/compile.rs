@@ -67,12 +67,36 @@ pub(super) fn compile_watched(
     let broken = |error: std::io::Error| Diagnostics::new(vec![unreadable(file, &error)]);
     let whole = std::path::absolute(file).map_err(broken)?;
     let outside = Outside::around(&whole);
-    let source = SourceText::new(file, outside.read(&whole).map_err(broken)?);
+    let bytes = outside.read_bytes(&whole).map_err(broken)?;
+    let plan = compile_around(file, &whole, bytes, &outside, registry, options)?;
+    Ok((plan, outside.into_seen()))
+}
+
+/// Compiles `bytes` as if they were in `file`, which is not read: its folder is what relative paths are relative to.
+pub fn compile_bytes(
+    file: &Path,
+    bytes: Vec<u8>,
+    registry: &Registry,
+    options: &CompileOptions,
+) -> Result<Plan, Diagnostics> {
+    let whole = std::path::absolute(file).map_err(|error| Diagnostics::new(vec![unreadable(file, &error)]))?;
+    compile_around(file, &whole, bytes, &Outside::around(&whole), registry, options)
+}
+
+fn compile_around(
+    file: &Path,
+    whole: &Path,
+    bytes: Vec<u8>,
+    outside: &Outside,
+    registry: &Registry,
+    options: &CompileOptions,
+) -> Result<Plan, Diagnostics> {
+    let source = SourceText::decode(file, bytes).map_err(|problem| Diagnostics::new(vec![*problem]))?;
     let mut problems = Problems::new(&source);
-    let plan = build(&whole, &source, &outside, registry, options, &mut problems);
+    let plan = build(whole, &source, outside, registry, options, &mut problems);
     let (errors, warnings) = Diagnostics::new(problems.into_found()).split();
     match plan {
-        Some(plan) if errors.is_empty() => Ok((Plan { warnings, ..plan }, outside.into_seen())),
+        Some(plan) if errors.is_empty() => Ok(Plan { warnings, ..plan }),
         _ => Err(Diagnostics::new([errors, warnings].concat())),
     }
 }

@@ -82,6 +82,11 @@ impl Outside {
         std::fs::read_to_string(path)
     }
 
+    pub(super) fn read_bytes(&self, path: &Path) -> std::io::Result<Vec<u8>> {
+        self.look_into(path);
+        std::fs::read(path)
+    }
+
     /// The files that match an absolute pattern; see [`expand_glob`].
     pub(super) fn expand(&self, pattern: &Path) -> Result<Vec<PathBuf>, GlobError> {
         expand(pattern, &mut |folder| self.look_into(folder))

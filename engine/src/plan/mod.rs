@@ -16,7 +16,7 @@ mod select;
 mod selector;
 mod sources;
 
-pub use compile::{CompileOptions, compile};
+pub use compile::{CompileOptions, compile, compile_bytes};
 pub use external::{GlobError, expand_glob};
 pub use select::{Edge, SelectError};
 

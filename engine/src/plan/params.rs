@@ -14,7 +14,7 @@ use super::external::Outside;
 use super::outside::missing_data;
 use crate::registry::{BoundStage, Kind};
 use crate::spec::source::{Problems, Span};
-use crate::spec::yaml::{Entry, Yaml};
+use crate::spec::yaml::{Data, Entry, Yaml};
 
 /// Longest text file that a parameter may name, in bytes.
 const MAX_TEXT: u64 = 4 << 20;
@@ -96,12 +96,48 @@ fn parses_alone(kind: &Kind, entry: &Entry, given: &Map<String, Value>, problems
         return true;
     }
     let message = format!("parameter `{}` of `{}`: {text}", entry.key, kind.name);
-    let found = problems.error(entry.value.at, "param-type", message);
-    let wrong = entry.value.scalar_text().unwrap_or_default();
-    if text.starts_with("unknown variant") {
-        found.suggest(&wrong, text.split('`').skip(3).step_by(2));
+    let quoted: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
+    let culprit = culprit(&entry.value, &text, quoted.first().copied());
+    let found = problems.error(culprit.unwrap_or(entry.value.at), "param-type", message);
+    if let Some((wrong, known)) = quoted.split_first().filter(|_| text.starts_with("unknown ")) {
+        found.suggest(wrong, known.iter().copied());
     }
     false
+}
+
+/// Where inside a parameter's value the thing is that serde's message is about, if only one can be meant: the key of an
+/// unknown field, the word of an unknown variant, the scalar of a wrong type.
+fn culprit(value: &Yaml, text: &str, quoted: Option<&str>) -> Option<Span> {
+    let mut places = Vec::new();
+    let scalar = |value: &Yaml| {
+        let shown = value.scalar_text()?;
+        let named = text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: "));
+        let wrong_type = named.is_some_and(|rest| {
+            let forms =
+                [format!("string {shown:?},"), format!("integer `{shown}`,"), format!("floating point `{shown}`,")];
+            forms.iter().chain([&format!("boolean `{shown}`,")]).any(|form| rest.starts_with(form.as_str()))
+        });
+        (wrong_type || (text.starts_with("unknown variant") && quoted == Some(&shown))).then_some(value.at)
+    };
+    let unknown_field = quoted.filter(|_| text.starts_with("unknown field"));
+    each_part(value, &mut |part| {
+        places.extend(scalar(part));
+        places
+            .extend(part.entries().iter().filter(|entry| unknown_field == Some(&entry.key)).map(|entry| entry.key_at));
+    });
+    match places.as_slice() {
+        [place] => Some(*place),
+        _ => None,
+    }
+}
+
+fn each_part(value: &Yaml, visit: &mut impl FnMut(&Yaml)) {
+    visit(value);
+    match &value.data {
+        Data::List(items) => items.iter().for_each(|item| each_part(item, visit)),
+        Data::Map(entries) => entries.iter().for_each(|entry| each_part(&entry.value, visit)),
+        _ => {}
+    }
 }
 
 fn parse_all(

@@ -271,6 +271,7 @@ impl<'a> Run<'a> {
         if self.scheduler.state(id) != Some(State::Keying) {
             return Ok(()); // Cancelled meanwhile.
         }
+        self.say_damage(id)?;
         let keyed = match result {
             Ok((key, found)) => {
                 let recipe = key.recipe;

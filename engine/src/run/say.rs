@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use mpcc_cache::Digest;
+use mpcc_cache::{Damage, Digest};
 
 use super::RunError;
 use super::core::Run;
@@ -12,6 +12,7 @@ use super::step::Found;
 use crate::event::{Event, Header, Summary, VERSION, What};
 use crate::plan::{Action, Node, NodeId};
 use crate::scheduler::Verdict;
+use crate::stage::Note;
 
 impl Run<'_> {
     pub(super) fn say_started(&mut self, nodes: &BTreeSet<NodeId>, started: Timestamp) -> Result<(), RunError> {
@@ -61,6 +62,16 @@ impl Run<'_> {
         for (port, path) in published {
             let node = self.name(id);
             self.say(What::NodePublished { node, port, path })?;
+        }
+        Ok(())
+    }
+
+    /// What the store found damaged by the time this node was looked up: a miss that says why.
+    pub(super) fn say_damage(&mut self, id: NodeId) -> Result<(), RunError> {
+        for Damage { path, quarantined } in self.shared.store.take_damage() {
+            let (path, quarantined) = (path.display(), quarantined.display());
+            let message = format!("{path} is damaged and counts as absent; what is left of it is {quarantined}");
+            self.say(What::NodeNote { node: self.name(id), note: Note::Warning { message } })?;
         }
         Ok(())
     }

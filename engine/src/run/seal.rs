@@ -7,6 +7,7 @@
 //! | everything stands | one `stat` for each file that was looked at, and nothing else |
 //! | some watched files changed | the nodes that they feed, and all below, are keyed as ever; the others stand |
 //! | no seal, another plan, other numerics, a seal of another plan of this file in between | every node is keyed |
+//! | another boot of the machine: a power cut may have left stamps without content | every node is keyed |
 //!
 //! A node stands on the word of the stat cache and no other: an exact [watch](mpcc_cache::watch) for each external file,
 //! each folder of an external directory or pattern, each code file, each object of its outputs, each published copy. A
@@ -42,6 +43,8 @@ pub struct Seal {
     base: String,
     pipeline: String,
     profile: Option<String>,
+    /// The boot of the machine it was left in.
+    boot: [u8; 16],
     numerics: Numerics,
     /// Whether the plan asks for GPUs, so that their numerics count.
     gpus: bool,
@@ -68,7 +71,8 @@ impl Seal {
         }
         let bytes = std::fs::read(root.join(key.place("seal"))).ok()?;
         let seal = decode(kept::open(HEAD, &bytes)?)?;
-        (seal.numerics.cpu == cpu && (!seal.gpus || seal.numerics.gpu == gpu())).then_some(seal)
+        let same_boot = seal.boot == Store::boot() && seal.boot != [0; 16];
+        (same_boot && seal.numerics.cpu == cpu && (!seal.gpus || seal.numerics.gpu == gpu())).then_some(seal)
     }
 
     /// The run whose journal tells of every node.
@@ -178,6 +182,7 @@ impl Sealing {
             base: base.to_owned(),
             pipeline: plan.name.clone(),
             profile: plan.profile.clone(),
+            boot: Store::boot(),
             numerics: numerics.clone(),
             gpus: kept::asks_for_gpus(plan),
             tables: plan.nodes.iter().flat_map(|node| &node.outputs).any(|output| output.port.ty == PortType::Table),
@@ -208,6 +213,7 @@ fn encode(seal: &Seal) -> Vec<u8> {
     for text in [&seal.base, &seal.pipeline, &profile, &seal.numerics.cpu, &seal.numerics.gpu] {
         put_text(&mut out, text);
     }
+    out.extend(seal.boot);
     out.extend([u8::from(seal.gpus), u8::from(seal.tables)]);
     put_number(&mut out, seal.total);
     put_number(&mut out, seal.watches.len());
@@ -263,11 +269,12 @@ fn decode(mut bytes: &[u8]) -> Option<Seal> {
     let (base, pipeline, profile) = (take_text(bytes)?, take_text(bytes)?, take_text(bytes)?);
     let profile = profile.strip_prefix('=').map(str::to_owned);
     let numerics = Numerics { cpu: take_text(bytes)?, gpu: take_text(bytes)? };
+    let boot = bytes.split_off(..16)?.try_into().ok()?;
     let [gpus, tables] = [bytes.split_off(..1)?[0] == 1, bytes.split_off(..1)?[0] == 1];
     let total = take_number(bytes)? as usize;
     let watches = (0..take_number(bytes)?).map(|_| Watch::decode(bytes)).collect::<Option<_>>()?;
     let nodes = (0..take_number(bytes)?).map(|_| take_standing(bytes)).collect::<Option<_>>()?;
-    Some(Seal { base, pipeline, profile, numerics, gpus, tables, total, watches, nodes })
+    Some(Seal { base, pipeline, profile, boot, numerics, gpus, tables, total, watches, nodes })
 }
 
 #[cfg(test)]
@@ -289,6 +296,7 @@ mod tests {
             base: "run".into(),
             pipeline: "p".into(),
             profile: None,
+            boot: Store::boot(),
             gpus: false,
             tables: true,
             numerics: Numerics { cpu: "c".into(), gpu: "g".into() },

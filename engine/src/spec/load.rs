@@ -4,7 +4,7 @@ use serde_json::Number;
 use serde_yaml::Value;
 
 use super::positions::{Place, index};
-use super::source::{Problems, SourceText, Span};
+use super::source::{Problems, SourceText, Span, position};
 use super::yaml::{Data, Entry, Yaml};
 
 /// Longest pipeline file, in bytes.
@@ -14,6 +14,12 @@ const MAX_BYTES: usize = 4 << 20;
 pub(crate) fn load(source: &SourceText, problems: &mut Problems<'_>) -> Option<Yaml> {
     if source.text.len() > MAX_BYTES {
         problems.error(Span::START, "too-large", format!("the file is longer than {MAX_BYTES} bytes"));
+        return None;
+    }
+    if let Some((at, odd)) = source.text.char_indices().find(|(at, c)| is_odd(*c, &source.text[*at..])) {
+        let (line, column) = position(&source.text, at);
+        let message = format!("the control character U+{:04X} has no place in a pipeline file", u32::from(odd));
+        problems.error(Span { line, column, length: 1 }, "syntax", message).help("delete it; it may be invisible");
         return None;
     }
     let place = index(&source.text, problems);
@@ -32,7 +38,18 @@ pub(crate) fn load(source: &SourceText, problems: &mut Problems<'_>) -> Option<Y
         return None;
     }
     let place = place.unwrap_or_default();
-    convert(value, &place, place.at, problems)
+    let near = if place.at.line == 0 { Span::START } else { place.at };
+    convert(value, &place, near, problems)
+}
+
+/// What YAML does not allow in its text; and a carriage return alone, which it counts as the end of a line and hardly any
+/// editor does.
+fn is_odd(c: char, rest: &str) -> bool {
+    match c {
+        '\t' | '\n' | '\u{85}' => false,
+        '\r' => !rest.starts_with("\r\n"),
+        _ => c.is_control(),
+    }
 }
 
 fn report(error: &serde_yaml::Error, problems: &mut Problems<'_>) {
@@ -160,6 +177,9 @@ mod tests {
     #[test]
     fn refuses_what_is_no_plain_data() {
         assert_eq!(read("a: 1\na: 2\n").unwrap_err(), ["duplicate-key@2:1"]);
+        assert_eq!(read("a: 1\r\na: 2\r\n").unwrap_err(), ["duplicate-key@2:1"]);
+        assert_eq!(read("a: 1\rb: 2\n").unwrap_err(), ["syntax@1:5"]);
+        assert_eq!(read("a: x\u{7}\n").unwrap_err(), ["syntax@1:5"]);
         assert_eq!(read("a: .nan\n").unwrap_err(), ["number@1:4"]);
         assert_eq!(read("a: !x 1\n").unwrap_err(), ["yaml-tag@1:7"]);
         assert!(read("a: [1\n").unwrap_err()[0].starts_with("syntax"));

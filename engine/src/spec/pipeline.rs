@@ -2,7 +2,7 @@
 //! nearest known one. Values inside fields stay [`Yaml`]: most hold `${...}`, and each node resolves its own.
 
 use super::merge::{Deleted, overlay, set};
-use super::source::{Problems, Span};
+use super::source::{Problems, Span, suggestion};
 use super::yaml::{Data, Entry, Yaml};
 
 /// Keys of a pipeline file.
@@ -142,7 +142,11 @@ pub(crate) fn read(
         check_keys(&fields, &KIND, "a kind", problems);
         Some(KindSpec { name, at, fields })
     });
-    let stages = named(&root, "stages", "stage", problems, read_stage);
+    let names: Vec<String> =
+        root.get("stages").map(Yaml::entries).unwrap_or_default().iter().map(|entry| entry.key.clone()).collect();
+    let stages = named(&root, "stages", "stage", problems, |name, at, fields, problems| {
+        read_stage(name, at, fields, &names, problems)
+    });
     if root.entry("stages").is_none() {
         problems.error(root.at, "missing-key", "a pipeline needs `stages`");
     }
@@ -230,7 +234,13 @@ fn stage_keys() -> Vec<&'static str> {
     [&COMMON[..], &OF_KIND, &OF_COMMAND].concat()
 }
 
-fn read_stage(name: String, at: Span, fields: Yaml, problems: &mut Problems<'_>) -> Option<StageSpec> {
+fn read_stage(
+    name: String,
+    at: Span,
+    fields: Yaml,
+    names: &[String],
+    problems: &mut Problems<'_>,
+) -> Option<StageSpec> {
     check_keys(&fields, &stage_keys(), "a stage", problems);
     for key in ["inputs", "with", "outputs", "env", "publish", "resources", "matrix"] {
         if let Some(value) = fields.get(key) {
@@ -270,9 +280,12 @@ fn read_stage(name: String, at: Span, fields: Yaml, problems: &mut Problems<'_>)
             None
         }
         (None, None) => {
+            // In a profile this is mostly a name that was meant to be another stage's.
+            let others: Vec<&str> = names.iter().map(String::as_str).filter(|other| *other != name).collect();
+            let near = suggestion(&name, &others).filter(|help| help.starts_with("did you mean"));
             problems
                 .error(at, "missing-key", format!("stage `{name}` does nothing"))
-                .help("name a kind with `uses:` or a command with `run:`");
+                .help(near.unwrap_or_else(|| "name a kind with `uses:` or a command with `run:`".to_owned()));
             None
         }
     }

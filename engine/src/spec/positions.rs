@@ -86,14 +86,15 @@ struct Open {
 
 /// Reads the events of `text`. `None` when a problem was reported or the text is no YAML (serde_yaml then says why).
 pub(crate) fn index(text: &str, problems: &mut Problems<'_>) -> Option<Rc<Place>> {
-    let mut builder = Builder { open: Vec::new(), anchors: BTreeMap::new(), root: None, written: 0, sound: true };
+    let mut builder = Builder { text, open: Vec::new(), anchors: BTreeMap::new(), root: None, written: 0, sound: true };
     let mut parser: Parser<'_, StrInput<'_>> = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
         let (event, span) = match event {
             Ok(event) => event,
             Err(error) => {
                 let at = Span { line: error.marker().line(), column: error.marker().col() + 1, length: 1 };
-                problems.error(at, "syntax", format!("this is not YAML: {}", error.info()));
+                let culprit = Noticed { text, at, index: error.marker().index(), info: error.info() };
+                culprit.report(builder.flow(), problems);
                 return None;
             }
         };
@@ -104,7 +105,8 @@ pub(crate) fn index(text: &str, problems: &mut Problems<'_>) -> Option<Rc<Place>
     builder.root.filter(|_| builder.sound)
 }
 
-struct Builder {
+struct Builder<'t> {
+    text: &'t str,
     open: Vec<Open>,
     anchors: BTreeMap<usize, Rc<Place>>,
     root: Option<Rc<Place>>,
@@ -113,7 +115,13 @@ struct Builder {
     sound: bool,
 }
 
-impl Builder {
+impl Builder<'_> {
+    /// The innermost `{` or `[` that is open, and where it is.
+    fn flow(&self) -> Option<(char, Span)> {
+        let bracket = |open: &Open| Some((char_at(self.text, open.place.at)?, open.place.at));
+        self.open.iter().rev().filter_map(bracket).find(|(c, _)| "{[".contains(*c))
+    }
+
     /// Takes one event; false stops.
     fn take(&mut self, event: Event<'_>, span: &EventSpan, problems: &mut Problems<'_>) -> bool {
         let at = place_of(span);
@@ -168,7 +176,14 @@ impl Builder {
 
     fn start(&mut self, at: Span, anchor: usize, map: bool, problems: &mut Problems<'_>) -> bool {
         if self.wants_key() {
-            return self.stop(at, "key", "a key must be plain text, not a list or a map", problems);
+            self.stop(at, "key", "a key must be plain text, not a list or a map", problems);
+            if let Some((bracket, open)) = self.flow() {
+                let Span { line, column, .. } = open;
+                problems.help(format!(
+                    "or is the `{bracket}` of line {line}, column {column} not closed where it should be?"
+                ));
+            }
+            return false;
         }
         if self.open.len() >= MAX_DEPTH {
             let message = format!("nested deeper than {MAX_DEPTH} levels");
@@ -211,6 +226,114 @@ impl Builder {
             return self.stop(at, "too-deep", &message, problems);
         }
         true
+    }
+}
+
+fn char_at(text: &str, at: Span) -> Option<char> {
+    text.lines().nth(at.line.checked_sub(1)?)?.chars().nth(at.column.checked_sub(1)?)
+}
+
+/// The place where a parser noticed that the text is no YAML. The mistake is often somewhere before it.
+struct Noticed<'t> {
+    text: &'t str,
+    at: Span,
+    /// In characters of the whole text.
+    index: usize,
+    info: &'t str,
+}
+
+impl Noticed<'_> {
+    /// Reports the mistake where it was probably made; `flow` is the innermost bracket that is open.
+    fn report(&self, flow: Option<(char, Span)>, problems: &mut Problems<'_>) {
+        let (here, info) = (format!("line {}, column {}", self.at.line, self.at.column), self.info);
+        if let Some(tab) = self.tab() {
+            let message = "this is not YAML: a tab in the indentation of a line";
+            problems.error(tab, "syntax", message).help("indent with spaces");
+        } else if let Some((quote, open)) = self.quote() {
+            let message = "this is not YAML: the text in quotes that begins here does not end well";
+            problems
+                .error(open, "syntax", message)
+                .help(format!("is a closing `{quote}` missing? the parser says: {info}"));
+        } else if let Some((bracket, open)) =
+            flow.filter(|(bracket, open)| self.is_left_open(*bracket, *open)).or_else(|| self.left_open_before())
+        {
+            let message = format!("this is not YAML: the `{bracket}` here is not closed before {here}");
+            problems.error(open, "syntax", message).help(format!("the parser says there: {info}"));
+        } else {
+            let (at, ending) = self.inside();
+            problems.error(at, "syntax", format!("this is not YAML: {info}{ending}"));
+        }
+    }
+
+    /// The place itself; behind the end of the file, the last line that says something.
+    fn inside(&self) -> (Span, &'static str) {
+        if self.at.line <= self.text.lines().count() {
+            return (self.at, "");
+        }
+        let last = self.text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).last();
+        let at = last.map_or(Span::START, |(index, line)| {
+            let column = line.chars().take_while(|c| c.is_whitespace()).count() + 1;
+            Span { line: index + 1, column, length: line.trim().chars().count() }
+        });
+        (at, ", and the file ends here")
+    }
+
+    /// A tab in the indentation of the line of the problem, or of the next one: the parser looks ahead.
+    fn tab(&self) -> Option<Span> {
+        let lines = self.text.lines().enumerate().skip(self.at.line.saturating_sub(1)).take(2);
+        let tab = |(index, line): (usize, &str)| {
+            let column = line.chars().take_while(|c| c.is_whitespace()).position(|c| c == '\t')? + 1;
+            Some(Span { line: index + 1, column, length: 1 })
+        };
+        lines.filter(|(_, line)| !line.trim().is_empty()).find_map(tab)
+    }
+
+    /// The quote that opened the text in quotes that ended right before the problem.
+    fn quote(&self) -> Option<(char, Span)> {
+        if !self.info.contains("quoted scalar") {
+            return None;
+        }
+        // Of text over several lines the parser names the beginning, of text on one line the end.
+        if let Some(quote) = char_at(self.text, self.at).filter(|c| matches!(c, '"' | '\'')) {
+            return Some((quote, self.at));
+        }
+        let before: Vec<char> = self.text.chars().take(self.index).collect();
+        let is_quote = |c: &char| matches!(c, '"' | '\'');
+        let close = before.iter().rposition(is_quote)?;
+        let quote = before[close];
+        let open = before[..close].iter().rposition(|c| *c == quote)?;
+        let line = before[..open].iter().filter(|c| **c == '\n').count() + 1;
+        let column = before[..open].iter().rev().take_while(|c| **c != '\n').count() + 1;
+        Some((quote, Span { line, column, length: 1 }))
+    }
+
+    /// A bracket that one of the lines right before the problem opens and does not close. The parser reads ahead before it
+    /// tells of brackets that might begin a key.
+    fn left_open_before(&self) -> Option<(char, Span)> {
+        let lines = self.text.lines().enumerate().take(self.at.line.saturating_sub(1));
+        let mut near: Vec<(usize, &str)> = lines.collect();
+        near.drain(..near.len().saturating_sub(2));
+        near.into_iter().find_map(|(index, line)| {
+            let (mut open, mut quote, mut before) = (Vec::new(), None, ' ');
+            for (column, c) in line.chars().enumerate() {
+                match (quote, c) {
+                    (Some(closing), c) if closing == c => quote = None,
+                    (Some(_), _) => {}
+                    (None, '"' | '\'') => quote = Some(c),
+                    (None, '{' | '[') if " [{".contains(before) => open.push((c, column + 1)),
+                    (None, '}' | ']') => drop(open.pop()),
+                    _ => {}
+                }
+                before = c;
+            }
+            open.pop().map(|(bracket, column)| (bracket, Span { line: index + 1, column, length: 1 }))
+        })
+    }
+
+    /// Whether the problem is that a bracket was not closed: another line has begun, or another bracket closes.
+    fn is_left_open(&self, bracket: char, open: Span) -> bool {
+        let wrong = if bracket == '{' { ']' } else { '}' };
+        open.line < self.at.line || char_at(self.text, self.at) == Some(wrong)
     }
 }
 

@@ -35,6 +35,25 @@ impl SourceText {
         Self { file: file.to_owned(), text }
     }
 
+    /// Text from bytes; the problem names the first byte that is none.
+    pub(crate) fn decode(file: &Path, bytes: Vec<u8>) -> Result<Self, Box<Diagnostic>> {
+        let error = match String::from_utf8(bytes) {
+            Ok(text) => return Ok(Self::new(file, text)),
+            Err(error) => error,
+        };
+        let at = error.utf8_error().valid_up_to();
+        let (byte, lossy) = (error.as_bytes()[at], String::from_utf8_lossy(error.as_bytes()).into_owned());
+        // What precedes the first bad byte is the same in both texts.
+        let (line, column) = position(&lossy, at);
+        let source = Self::new(file, lossy);
+        let mut problems = Problems::new(&source);
+        let span = Span { line, column, length: 1 };
+        problems
+            .error(span, "encoding", format!("byte 0x{byte:02x} here is not UTF-8"))
+            .help("save the file as UTF-8; a place that looks fine may hold a letter in another encoding");
+        Err(Box::new(problems.into_found().remove(0)))
+    }
+
     fn line(&self, number: usize) -> &str {
         if number == 0 { "" } else { self.text.lines().nth(number - 1).unwrap_or_default() }
     }
@@ -53,6 +72,14 @@ impl SourceText {
             _ => at,
         }
     }
+}
+
+/// Line and column, both from 1, of the character at byte `at`.
+pub(crate) fn position(text: &str, at: usize) -> (usize, usize) {
+    let before = &text[..at];
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().map_or(0, |rest| rest.chars().count()) + 1;
+    (line, column)
 }
 
 /// Collects problems while a pipeline is read.
@@ -79,6 +106,13 @@ impl<'s> Problems<'s> {
     /// Adds an error at `at`; the help can be filled in on what is returned.
     pub(crate) fn error(&mut self, at: Span, code: &'static str, message: impl Into<String>) -> &mut Diagnostic {
         self.push(at, code, Severity::Error, message.into())
+    }
+
+    /// Says what to do about the last problem.
+    pub(crate) fn help(&mut self, text: impl Into<String>) {
+        if let Some(last) = self.found.last_mut() {
+            last.help(text);
+        }
     }
 
     /// Adds an error at `fragment` inside the value at `at`.
@@ -160,6 +194,14 @@ mod tests {
         assert_eq!(suggestion("sft", &["train.sft", "train.grpo"]).unwrap(), "did you mean `train.sft`?");
         assert_eq!(suggestion("zzz", &["filter", "mine"]).unwrap(), "there is `filter`, `mine`");
         assert_eq!(suggestion("zzz", &[]), None);
+    }
+
+    #[test]
+    fn names_the_first_byte_that_is_no_text() {
+        let problem = SourceText::decode(Path::new("a"), b"a: 1\n\xc3\xa9: x\xfey\n".to_vec()).err().unwrap();
+        assert_eq!((problem.code, problem.line, problem.column), ("encoding", 2, 5));
+        assert!(problem.message.contains("0xfe"), "{}", problem.message);
+        assert_eq!(SourceText::decode(Path::new("a"), "é".into()).ok().unwrap().text, "é");
     }
 
     #[test]

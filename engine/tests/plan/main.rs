@@ -1,8 +1,10 @@
 //! The pipeline language, from files to plans and diagnostics.
 
 mod broken;
+mod feed;
 mod graph;
 mod kinds;
+mod mutate;
 mod mutations;
 mod sound;
 
