@@ -3,6 +3,7 @@
 mod cli;
 mod house;
 mod pipelines;
+mod remote;
 
 /// A test file that nobody declares would silently not run.
 #[test]

@@ -7,6 +7,8 @@ mod model;
 mod objects;
 mod processes;
 mod publication;
+#[cfg(feature = "remote")]
+mod remote;
 mod support;
 mod torn;
 

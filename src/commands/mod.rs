@@ -6,6 +6,11 @@ mod graph;
 mod init;
 mod logs;
 mod plan;
+#[cfg(feature = "remote")]
+mod remote;
+#[cfg(not(feature = "remote"))]
+#[path = "no_remote.rs"]
+mod remote;
 mod run;
 mod runs;
 mod schema;

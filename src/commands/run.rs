@@ -12,7 +12,7 @@ use mpcc_engine::run::{Control, RunOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
-use super::{Answer, open, plan};
+use super::{Answer, open, plan, remote};
 use crate::cli::{PlanArgs, RunArgs};
 use crate::environment;
 use crate::invocation::Invocation;
@@ -30,6 +30,7 @@ pub(super) fn run(args: RunArgs, store: &Path) -> Answer {
     let options = options(&plan, &args)?;
     let executor = executor(&plan, &args)?;
     let store = open(store)?;
+    let (store, fetched) = remote::behind(store, args.remote.as_deref())?;
     let invocation = Invocation::new(&plan.file, &args.pipeline.values);
     let view = View { reporter: reporter(args.json), record: None, invocation, store: store.clone() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -37,6 +38,7 @@ pub(super) fn run(args: RunArgs, store: &Path) -> Answer {
     let (summary, view) = runtime.block_on(conduct(&plan, &store, options, &executor, view))?;
     if !args.json {
         close(&plan, &view);
+        fetched.say();
     }
     Ok(summary.exit_code())
 }

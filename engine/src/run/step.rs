@@ -122,9 +122,9 @@ impl Shared {
         self.store.set_latest_recipe(&key, recipe)
     }
 
-    /// What the store has for `recipe`; published copies are restored.
+    /// What the store, or the remote behind it, has for `recipe`; published copies are restored.
     fn find(&self, id: NodeId, recipe: &Digest) -> Result<Option<Found>, KeyError> {
-        let Some(entry) = self.store.lookup(recipe)? else { return Ok(None) };
+        let Some(entry) = self.store.lookup_through(recipe)? else { return Ok(None) };
         let outputs: BTreeMap<_, _> = entry.outputs.into_iter().collect();
         if self.node(id).outputs.iter().any(|output| !outputs.contains_key(&output.port.name)) {
             return Ok(None);
