@@ -183,12 +183,26 @@ impl Address {
         if self.provider == Provider::Folder && !PathBuf::from(&self.place).is_dir() {
             return Err(self.absent());
         }
-        let built = self.build(&options.variables, options.patience);
-        built.map_err(|error| RemoteError::Url { url: self.url.clone(), why: told(&error) })
+        let http = client_options(&options.variables);
+        let built = self.build(&options.variables, options.patience, http.clone());
+        // A machine without CA certificates can still speak plain HTTP.
+        let built = match built {
+            Err(_) if speaks_plain(&options.variables) => {
+                self.build(&options.variables, options.patience, http.with_no_system_certificates(true))
+            }
+            built => built,
+        };
+        let help = "check the provider's variables, and that the system has CA certificates (package ca-certificates)";
+        built.map_err(|error| RemoteError::Client { url: self.url.clone(), why: told(&error), help })
     }
 
-    fn build(&self, variables: &[(String, String)], patience: Duration) -> object_store::Result<Arc<dyn ObjectStore>> {
-        let (http, retry) = (client_options(variables), retry(patience));
+    fn build(
+        &self,
+        variables: &[(String, String)],
+        patience: Duration,
+        http: ClientOptions,
+    ) -> object_store::Result<Arc<dyn ObjectStore>> {
+        let retry = retry(patience);
         // The builders know many variables and read none themselves; a name that they do not know is not theirs.
         macro_rules! cloud {
             ($builder:ty) => {{
@@ -236,14 +250,17 @@ impl Address {
 }
 
 /// Who names an endpoint that begins with `http:` wants plain HTTP.
+fn speaks_plain(variables: &[(String, String)]) -> bool {
+    let endpoint = |name: &str| name.contains("ENDPOINT") || name == "GOOGLE_BASE_URL";
+    variables.iter().any(|(name, value)| endpoint(name) && value.starts_with("http:"))
+}
+
 fn client_options(variables: &[(String, String)]) -> ClientOptions {
     // The client takes the process's provider of TLS; an error says that one is installed already, which will do.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let endpoint = |name: &str| name.contains("ENDPOINT") || name == "GOOGLE_BASE_URL";
-    let plain = variables.iter().any(|(name, value)| endpoint(name) && value.starts_with("http:"));
     // A part of 8 MiB may take its time on a slow line; a server that says nothing for a minute is gone.
     ClientOptions::new()
-        .with_allow_http(plain)
+        .with_allow_http(speaks_plain(variables))
         .with_connect_timeout(Duration::from_secs(5))
         .with_read_timeout(Duration::from_secs(60))
         .with_timeout(Duration::from_secs(300))

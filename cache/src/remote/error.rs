@@ -25,6 +25,16 @@ pub enum RemoteError {
         /// The variables to set.
         set: &'static str,
     },
+    /// The variables do not make a client.
+    #[error("no client for {url} can be made: {why}; {help}")]
+    Client {
+        /// The remote.
+        url: String,
+        /// What is wrong.
+        why: String,
+        /// What to check.
+        help: &'static str,
+    },
     /// The bucket, container or folder is not there. Not a miss: nothing can be found or kept in it.
     #[error("there is no {place} for {url}: {help}")]
     NoBucket {
@@ -85,7 +95,7 @@ pub enum RemoteError {
 impl RemoteError {
     /// Whether what was typed or set is to blame rather than the network or a machine.
     pub fn is_wrong(&self) -> bool {
-        matches!(self, Self::Url { .. } | Self::NoCredentials { .. })
+        matches!(self, Self::Url { .. } | Self::NoCredentials { .. } | Self::Client { .. })
     }
 
     /// Whether waiting may help: the remote did not answer, or failed.
