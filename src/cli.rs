@@ -42,6 +42,7 @@ Examples:
   mpcc run pipelines/full.yaml sft[split=full]+   a node, what it needs, and all that depends on it
   mpcc run pipelines/full.yaml --set seed=3 --keep-going
   mpcc run pipelines/full.yaml --json | jq -c .   one event a line
+  mpcc run pipelines/full.yaml --remote s3://lab/mpcc   fetch what others have made instead of executing it
 
 Ctrl-C lets running stages end in good order; a second one kills them. What is finished stays in the store.")]
     Run(RunArgs),
@@ -100,7 +101,9 @@ Examples:
 Examples:
   mpcc cache stats
   mpcc cache gc --dry-run              what would be freed
-  mpcc cache verify                    hash everything; what is damaged is set aside and made again when needed")]
+  mpcc cache verify                    hash everything; what is damaged is set aside and made again when needed
+  mpcc cache push --remote s3://lab/mpcc      send what the last run used or made
+  mpcc cache pull --remote s3://lab/mpcc      fetch everything that is there")]
     Cache(CacheArgs),
     /// Print the JSON Schema of pipeline files, for editors.
     #[command(after_help = "\
@@ -191,6 +194,9 @@ pub(crate) struct RunArgs {
     /// The same as `mpcc plan`.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Fetches from this remote cache what the store has not, before executing it. See `mpcc cache push`.
+    #[arg(long, env = "MPCC_REMOTE", value_name = "URL")]
+    pub(crate) remote: Option<String>,
 }
 
 /// `mpcc plan`.
@@ -357,6 +363,54 @@ pub(crate) enum CacheCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Send entries and all they need to a remote cache. What is there already is not sent again.
+    #[command(after_help = "\
+Examples:
+  mpcc cache push --remote s3://lab/mpcc              the entries of the last run
+  mpcc cache push sft filter --remote s3://lab/mpcc   of these nodes or stages of the last run
+  mpcc cache push --all --remote file:///srv/mpcc     every complete entry of the store
+
+Credentials come from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL;
+GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY.")]
+    Push {
+        /// Nodes or stages of the last run. All of them when left out.
+        #[arg(value_name = "NODE", conflicts_with = "all")]
+        nodes: Vec<String>,
+        /// Every complete entry of the store.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        remote: RemoteArgs,
+    },
+    /// Fetch entries and all they need from a remote cache, each object checked by its hash.
+    #[command(after_help = "\
+Examples:
+  mpcc cache pull --remote s3://lab/mpcc              everything that the store cannot answer yet
+  mpcc cache pull sft --remote s3://lab/mpcc          a node or stage of the last run, or a recipe's digest")]
+    Pull {
+        /// Nodes or stages of the last run, or digests of recipes. Everything when left out.
+        #[arg(value_name = "NODE")]
+        nodes: Vec<String>,
+        #[command(flatten)]
+        remote: RemoteArgs,
+    },
+}
+
+/// Which remote cache, and how to speak with it.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RemoteArgs {
+    /// s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, file:///FOLDER or the path of a folder.
+    #[arg(long = "remote", env = "MPCC_REMOTE", value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// Requests under way at once.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) transfers: u16,
+    /// Seconds a request that fails for a passing reason is tried again.
+    #[arg(long, value_name = "S", default_value_t = 20)]
+    pub(crate) patience: u64,
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `mpcc doctor`.

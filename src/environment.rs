@@ -16,6 +16,14 @@ pub(crate) fn names() -> BTreeSet<String> {
     set.filter_map(|(name, _)| name.into_string().ok()).collect()
 }
 
+/// What the providers of remote caches read: credentials and endpoints.
+#[cfg(feature = "remote")]
+pub(crate) fn of_providers() -> Vec<(String, String)> {
+    let theirs = |name: &str| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    std::env::vars_os().filter_map(text).filter(|(name, value)| theirs(name) && !value.is_empty()).collect()
+}
+
 /// Where downloaded models of the Hugging Face hub lie.
 pub(crate) fn hub_cache() -> Option<PathBuf> {
     let explicit = variable("HF_HUB_CACHE").map(PathBuf::from);

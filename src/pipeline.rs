@@ -11,6 +11,7 @@ use mpcc_engine::resources::Inventory;
 use mpcc_engine::run::Seal;
 
 use crate::cli::{PipelineArgs, ValueArgs};
+use crate::commands::open;
 use crate::environment;
 use crate::invocation::Invocation;
 use crate::report::Failure;
@@ -62,16 +63,18 @@ impl<'a> Request<'a> {
         kept::load(store, &self.key, || Some(memories(&inventory(&self.args.values).ok()?)))
     }
 
-    /// The plan, compiled and kept when it was not.
-    pub(crate) fn plan(self, store: &Store) -> Result<Plan, Failure> {
-        if let Some(plan) = self.kept(store.root()) {
-            return Ok(plan);
+    /// The plan, and the store at `root`, which is opened only once there is one.
+    pub(crate) fn plan(self, root: &Path) -> Result<(Plan, Store), Failure> {
+        if let Some(plan) = self.kept(root) {
+            return Ok((plan, open(root)?));
         }
         let host = inventory(&self.args.values)?;
         let options = CompileOptions { gpus: Some(memories(&host)), ..self.options };
-        let plan = kept::compile_and_keep(&self.args.file, &mpcc_stages::registry(), &options, store, &self.key)?;
-        warn(&plan);
-        Ok(plan)
+        let fresh = kept::compile(&self.args.file, &mpcc_stages::registry(), &options)?;
+        warn(&fresh.plan);
+        let store = open(root)?;
+        fresh.keep(&store, &self.key);
+        Ok((fresh.plan, store))
     }
 }
 

@@ -87,6 +87,19 @@ impl From<StoreError> for Failure {
     }
 }
 
+#[cfg(feature = "remote")]
+impl From<mpcc_engine::cache::remote::RemoteError> for Failure {
+    fn from(error: mpcc_engine::cache::remote::RemoteError) -> Self {
+        if error.is_wrong() {
+            Self::wrong(error)
+        } else if error.is_passing() {
+            Self::machine(format_args!("{error}, then run the same command again: what is complete is not moved twice"))
+        } else {
+            Self::machine(error)
+        }
+    }
+}
+
 fn indent(text: &impl Display) -> String {
     text.to_string().lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }

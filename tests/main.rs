@@ -4,6 +4,7 @@ mod cli;
 mod house;
 mod mutations;
 mod pipelines;
+mod remote;
 
 /// A test file that nobody declares would silently not run.
 #[test]

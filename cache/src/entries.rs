@@ -138,6 +138,15 @@ impl Entries {
         Ok(record)
     }
 
+    /// Appends an entry that another store published at `time_ns`, so that the tie-break is the same here and there.
+    #[cfg(feature = "remote")]
+    pub(crate) fn adopt(&mut self, recipe: Digest, outputs: Digest, time_ns: i64, boot: BootId) -> Result<EntryRecord> {
+        let record = EntryRecord { recipe, outputs, boot, time_ns, synced: false };
+        self.log.append(&[record])?;
+        apply(&mut self.map, record);
+        Ok(record)
+    }
+
     /// Appends the synced mark of an entry.
     pub(crate) fn mark_synced(&mut self, record: EntryRecord) -> Result<()> {
         let record = EntryRecord { synced: true, ..record };

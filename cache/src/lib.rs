@@ -18,6 +18,8 @@ mod objects;
 mod pairs;
 mod partial;
 pub mod recipe;
+#[cfg(feature = "remote")]
+pub mod remote;
 mod statcache;
 pub mod store;
 mod sync;

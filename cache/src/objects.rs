@@ -74,21 +74,47 @@ impl Core {
     }
 
     fn move_in(&self, path: &Path) -> Result<Artifact> {
+        let artifact = self.move_in_if(path, |_| true)?;
+        Ok(artifact.expect("any digest will do"))
+    }
+
+    /// Takes a file of this writer's own as the object `digest`; when its content is another, it is removed and the answer
+    /// is `false`.
+    #[cfg(feature = "remote")]
+    pub(crate) fn take_as(&self, path: &Path, digest: &Digest) -> Result<bool> {
+        let taken = self.move_in_if(path, |found| found == digest)?;
+        if taken.is_none() {
+            self.io.remove_file(path)?;
+        }
+        Ok(taken.is_some())
+    }
+
+    /// The size of an object's file.
+    #[cfg(feature = "remote")]
+    pub(crate) fn object_size(&self, digest: &Digest) -> Result<u64> {
+        let stat = self.io.stat(&self.object_path(digest))?;
+        stat.map(|stat| stat.size).ok_or_else(|| self.missing(digest))
+    }
+
+    fn move_in_if(&self, path: &Path, wanted: impl FnOnce(&Digest) -> bool) -> Result<Option<Artifact>> {
         self.io.set_mode(path, READ_ONLY)?;
         let start_ns = self.io.now_ns();
         let before = regular(path, self.io.stat(path)?)?;
         let digest = self.io.hash(path)?;
+        if !wanted(&digest) {
+            return Ok(None);
+        }
         let artifact = Artifact { kind: ArtifactKind::File, digest, bytes: before.size };
         let object = self.object_path(&digest);
         if self.check_object(&digest, Some(before.size), Trust::Witness)? {
             self.io.remove_file(path)?;
-            return Ok(artifact);
+            return Ok(Some(artifact));
         }
         self.io.make_dirs(object.parent().expect("objects lie in a directory"))?;
         self.io.rename(path, &object)?;
         self.witness(&digest);
         self.settle(&object, digest, &before, start_ns)?;
-        Ok(artifact)
+        Ok(Some(artifact))
     }
 
     /// After the rename: was the file still what was hashed?

@@ -24,6 +24,9 @@ type Result<T> = std::result::Result<T, StoreError>;
 /// What the format file says.
 const FORMAT: &str = "mpcc-store 1";
 
+/// Port name -> artifact, in the order they were published.
+type Outputs = Vec<(String, Artifact)>;
+
 /// How to open a store.
 #[derive(Clone)]
 pub struct StoreOptions {
@@ -46,6 +49,9 @@ impl Default for StoreOptions {
 #[derive(Clone)]
 pub struct Store {
     pub(crate) inner: Arc<Inner>,
+    /// Where lookups go on that find nothing here.
+    #[cfg(feature = "remote")]
+    pub(crate) through: Option<Arc<crate::remote::ReadThrough>>,
 }
 
 pub(crate) struct Inner {
@@ -109,6 +115,11 @@ fn claim(io: &Io, tmp: &Path) -> Result<(String, LockFile)> {
     }
 }
 
+/// A record with its outputs, as callers see it.
+fn entry((record, outputs): (EntryRecord, Outputs)) -> Entry {
+    Entry { recipe: record.recipe, outputs, published_ns: record.time_ns }
+}
+
 impl Store {
     /// Opens the store at `root`, creating it when there is none, and removes what dead processes left half-done. Waits
     /// while a gc runs.
@@ -133,7 +144,12 @@ impl Store {
             write_format(&core)?;
         }
         let syncer = options.sync.then(|| Syncer::new(core.clone()));
-        Ok(Self { inner: Arc::new(Inner { core, memo, syncer, in_use, _writer: lock }) })
+        let inner = Arc::new(Inner { core, memo, syncer, in_use, _writer: lock });
+        Ok(Self {
+            inner,
+            #[cfg(feature = "remote")]
+            through: None,
+        })
     }
 
     pub(crate) fn core(&self) -> &Core {
@@ -230,12 +246,70 @@ impl Store {
     /// # Errors
     /// The file system refuses; damage is no error but a miss.
     pub fn lookup(&self, recipe: &Digest) -> Result<Option<Entry>> {
+        Ok(self.best(recipe)?.map(entry))
+    }
+
+    /// A [lookup](Self::lookup) that, when nothing is here, asks the remote of [`Store::with_remote`] and fetches what it has.
+    /// Blocks for as long as that takes; not for async tasks.
+    ///
+    /// # Errors
+    /// As for a lookup; a remote that fails is no error.
+    pub fn lookup_through(&self, recipe: &Digest) -> Result<Option<Entry>> {
+        let found = self.lookup(recipe)?;
+        #[cfg(feature = "remote")]
+        if let (None, Some(through)) = (&found, &self.through)
+            && through.fetch(self, recipe)
+        {
+            return self.lookup(recipe);
+        }
+        Ok(found)
+    }
+
+    /// The recipes that have entries, complete or not.
+    pub fn recipes(&self) -> Result<std::collections::BTreeSet<Digest>> {
+        Ok(self.entries().all()?.into_iter().map(|record| record.recipe).collect())
+    }
+
+    /// The entry that a lookup answers with, and its outputs.
+    pub(crate) fn best(&self, recipe: &Digest) -> Result<Option<(EntryRecord, Outputs)>> {
         let records = {
             let mut entries = self.entries();
             entries.refresh()?;
             entries.get(recipe)
         };
-        self.first_whole(&records)
+        self.first_whole(records)
+    }
+
+    /// The first of these entries that is whole.
+    fn first_whole(&self, records: Vec<EntryRecord>) -> Result<Option<(EntryRecord, Outputs)>> {
+        for record in records {
+            if let Some(outputs) = self.whole_outputs(&record)? {
+                return Ok(Some((record, outputs)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Notes an entry that another store published at `time_ns`; its objects are here.
+    #[cfg(feature = "remote")]
+    pub(crate) fn adopt(
+        &self,
+        recipe: Digest,
+        list: Digest,
+        time_ns: i64,
+        outputs: &[(String, Artifact)],
+    ) -> Result<()> {
+        let record = self.entries().adopt(recipe, list, time_ns, self.core().boot)?;
+        self.sync_later(record, outputs);
+        Ok(())
+    }
+
+    /// Whether a remote stands behind the store.
+    pub fn has_remote(&self) -> bool {
+        #[cfg(feature = "remote")]
+        return self.through.is_some();
+        #[cfg(not(feature = "remote"))]
+        false
     }
 
     /// [`Store::lookup`] that may miss an entry of another process that is younger than a hundredth of a second. Who is told
@@ -249,24 +323,15 @@ impl Store {
             entries.refresh_recent()?;
             entries.get(recipe)
         };
-        self.first_whole(&records)
+        Ok(self.first_whole(records)?.map(entry))
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, crate::entries::Entries> {
         self.core().entries.lock().expect("no panic while entries are held")
     }
 
-    fn first_whole(&self, records: &[EntryRecord]) -> Result<Option<Entry>> {
-        for record in records {
-            if let Some(outputs) = self.whole_outputs(record)? {
-                return Ok(Some(Entry { recipe: record.recipe, outputs, published_ns: record.time_ns }));
-            }
-        }
-        Ok(None)
-    }
-
     /// The outputs of an entry if all of them are whole.
-    fn whole_outputs(&self, record: &EntryRecord) -> Result<Option<Vec<(String, Artifact)>>> {
+    fn whole_outputs(&self, record: &EntryRecord) -> Result<Option<Outputs>> {
         let outputs = match self.read(&record.outputs) {
             Ok(bytes) => bytes,
             Err(StoreError::Missing { .. }) => return Ok(None),

@@ -12,6 +12,8 @@ mod objects;
 mod power;
 mod processes;
 mod publication;
+#[cfg(feature = "remote")]
+mod remote;
 mod support;
 mod torn;
 mod workload;

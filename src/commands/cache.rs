@@ -8,7 +8,7 @@ use mpcc_engine::journal;
 use mpcc_engine::resources::format_size;
 use serde_json::{Value, json};
 
-use super::{Answer, open_existing};
+use super::{Answer, open, open_existing, remote};
 use crate::cli::CacheCommand;
 use crate::report::{DONE, MACHINE};
 use crate::ui::columns::columns;
@@ -16,7 +16,8 @@ use crate::ui::say;
 
 /// Does what was asked.
 pub(super) fn cache(command: &CacheCommand, store: &Path) -> Answer {
-    let store = open_existing(store)?;
+    // What is fetched needs no store that was there before.
+    let store = if matches!(command, CacheCommand::Pull { .. }) { open(store)? } else { open_existing(store)? };
     match command {
         CacheCommand::Stats { json } => {
             let stats = store.stats()?;
@@ -32,6 +33,8 @@ pub(super) fn cache(command: &CacheCommand, store: &Path) -> Answer {
             say(if *json { verify_json(&report).to_string() } else { verify_text(&report) });
             return Ok(if report.is_clean() { DONE } else { MACHINE });
         }
+        CacheCommand::Push { nodes, all, remote } => return remote::push(&store, nodes, *all, remote),
+        CacheCommand::Pull { nodes, remote } => return remote::pull(&store, nodes, remote),
     }
     Ok(DONE)
 }

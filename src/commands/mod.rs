@@ -6,6 +6,11 @@ mod graph;
 mod init;
 mod logs;
 mod plan;
+#[cfg(feature = "remote")]
+mod remote;
+#[cfg(not(feature = "remote"))]
+#[path = "no_remote.rs"]
+mod remote;
 mod run;
 mod runs;
 mod schema;
@@ -52,7 +57,7 @@ pub(crate) fn dispatch(cli: Cli) -> Answer {
 }
 
 /// Opens the store, creating it when there is none.
-fn open(store: &Path) -> Result<Store, Failure> {
+pub(crate) fn open(store: &Path) -> Result<Store, Failure> {
     Ok(Store::open(store, StoreOptions::default())?)
 }
 

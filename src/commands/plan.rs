@@ -7,7 +7,7 @@ use mpcc_engine::preview::{Forecast, Preview, preview};
 use mpcc_engine::run::RunOptions;
 use serde_json::{Value, json};
 
-use super::{Answer, open};
+use super::Answer;
 use crate::cli::PlanArgs;
 use crate::pipeline::{Request, inventory};
 use crate::report::DONE;
@@ -18,8 +18,7 @@ use crate::ui::{reasons, say, seconds};
 pub(super) fn plan(args: &PlanArgs, store: &Path) -> Answer {
     let request = Request::new(&args.pipeline)?;
     let seal = request.seal(store);
-    let store = open(store)?;
-    let plan = request.plan(&store)?;
+    let (plan, store) = request.plan(store)?;
     let nodes = plan.select(&args.nodes)?;
     let forced =
         args.force.iter().map(|name| plan.matching(name)).collect::<Result<Vec<Vec<NodeId>>, SelectError>>()?;

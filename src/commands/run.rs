@@ -12,7 +12,7 @@ use mpcc_engine::run::{Control, RunOptions, Seal, unchanged};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
-use super::{Answer, open, plan};
+use super::{Answer, open, plan, remote};
 use crate::cli::{PlanArgs, RunArgs};
 use crate::environment;
 use crate::invocation::Invocation;
@@ -32,8 +32,8 @@ pub(super) fn run(args: RunArgs, store: &Path) -> Answer {
     if let Some(seal) = seal.as_ref().filter(|seal| is_plain(&args) && seal.all_stand()) {
         return up_to_date(&request, seal, store, began);
     }
-    let store = open(store)?;
-    let plan = request.plan(&store)?;
+    let (plan, store) = request.plan(store)?;
+    let (store, fetched) = remote::behind(store, args.remote.as_deref())?;
     let options = RunOptions { key: Some(key), seal, ..options(&plan, &args)? };
     let executor = executor(&plan, &args)?;
     let invocation = Invocation::new(&plan.file, &args.pipeline.values);
@@ -43,6 +43,7 @@ pub(super) fn run(args: RunArgs, store: &Path) -> Answer {
     let (summary, view) = runtime.block_on(conduct(&plan, &store, options, &executor, view))?;
     if !args.json {
         close(&plan, &view);
+        fetched.say();
     }
     Ok(summary.exit_code())
 }

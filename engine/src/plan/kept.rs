@@ -74,26 +74,34 @@ pub fn load(root: &Path, key: &PlanKey, gpus: impl FnOnce() -> Option<Vec<u64>>)
     (!asks_for_gpus(&plan) || gpus() == made_for).then_some(plan)
 }
 
-/// Compiles the pipeline in `file` and keeps the plan in `store`.
+/// A plan fresh from its file, with what it depends on.
+pub struct Fresh {
+    /// The plan.
+    pub plan: Plan,
+    seen: Vec<Watch>,
+    gpus: Option<Vec<u64>>,
+}
+
+/// Compiles the pipeline in `file` in such a way that its plan can be kept.
 ///
 /// # Errors
-/// Every problem of the pipeline at once. A plan that cannot be kept is no error.
-pub fn compile_and_keep(
-    file: &Path,
-    registry: &Registry,
-    options: &CompileOptions,
-    store: &Store,
-    key: &PlanKey,
-) -> Result<Plan, Diagnostics> {
+/// Every problem of the pipeline at once.
+pub fn compile(file: &Path, registry: &Registry, options: &CompileOptions) -> Result<Fresh, Diagnostics> {
     let (plan, seen) = compile_watched(file, registry, options)?;
-    if plan.warnings.is_empty() && seen.iter().all(Watch::is_settled) {
-        let mut body = u32::try_from(seen.len()).unwrap_or(u32::MAX).to_le_bytes().to_vec();
-        seen.iter().for_each(|watch| watch.encode(&mut body));
-        serde_json::to_writer(&mut body, &(&plan, &options.gpus)).expect("a plan is plain data");
-        // The next call compiles again.
+    Ok(Fresh { plan, seen, gpus: options.gpus.clone() })
+}
+
+impl Fresh {
+    /// Keeps the plan under `key`. One that cannot be kept is no error: the next call compiles again.
+    pub fn keep(&self, store: &Store, key: &PlanKey) {
+        if !self.plan.warnings.is_empty() || !self.seen.iter().all(Watch::is_settled) {
+            return;
+        }
+        let mut body = u32::try_from(self.seen.len()).unwrap_or(u32::MAX).to_le_bytes().to_vec();
+        self.seen.iter().for_each(|watch| watch.encode(&mut body));
+        serde_json::to_writer(&mut body, &(&self.plan, &self.gpus)).expect("a plan is plain data");
         let _ = store.keep(&key.place("plan"), &sealed(HEAD, &body));
     }
-    Ok(plan)
 }
 
 /// `body` behind a head and a checksum.

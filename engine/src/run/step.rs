@@ -122,6 +122,7 @@ impl Shared {
         let key = Key { recipe: resolved.recipe.digest(), resolved: Some(resolved) };
         // A younger entry of another run is found once the lease is held.
         let found = match self.may_reuse(id) {
+            true if self.store.has_remote() => self.find(id, &key.recipe)?,
             true => self.take(id, self.store.lookup_recent(&key.recipe)?)?,
             false => None,
         };
@@ -141,9 +142,9 @@ impl Shared {
         self.store.set_latest_recipe(&key, recipe)
     }
 
-    /// What the store has for `recipe`; published copies are restored.
+    /// What the store, or the remote behind it, has for `recipe`; published copies are restored.
     fn find(&self, id: NodeId, recipe: &Digest) -> Result<Option<Found>, KeyError> {
-        self.take(id, self.store.lookup(recipe)?)
+        self.take(id, self.store.lookup_through(recipe)?)
     }
 
     fn take(&self, id: NodeId, entry: Option<Entry>) -> Result<Option<Found>, KeyError> {
