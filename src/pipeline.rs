@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mpcc_engine::cache::Store;
 use mpcc_engine::fingerprint::Numerics;
-use mpcc_engine::plan::kept::{self, PlanKey};
+use mpcc_engine::plan::kept::{self, Kept, PlanId, PlanKey};
 use mpcc_engine::plan::{CompileOptions, Plan, Source};
 use mpcc_engine::resources::Inventory;
 use mpcc_engine::run::Seal;
@@ -41,40 +41,36 @@ impl<'a> Request<'a> {
         &self.file
     }
 
-    /// What its plan is kept under.
-    pub(crate) fn key(&self) -> PlanKey {
-        self.key
-    }
-
     /// How it was called, for commands that plan it again.
     pub(crate) fn invocation(&self) -> Invocation {
         Invocation::new(&self.file, &self.args.values)
     }
 
-    /// The seal that the last complete run left, if it was a run of this very plan on such a host.
-    pub(crate) fn seal(&self, store: &Path) -> Option<Seal> {
+    /// The seal that the last complete run left, if it was a run of the plan `id` on such a host.
+    pub(crate) fn seal(&self, store: &Path, id: &PlanId) -> Option<Seal> {
         let cpu = Numerics::of(&Inventory::without_gpus()).cpu;
         let gpu = || inventory(&self.args.values).map(|host| Numerics::of(&host).gpu).unwrap_or_default();
-        Seal::load(store, &self.file, &self.key, &cpu, gpu)
+        Seal::load(store, &self.file, id, &cpu, gpu)
     }
 
     /// The kept plan, if everything that it depends on is as it was.
-    pub(crate) fn kept(&self, store: &Path) -> Option<Plan> {
-        kept::load(store, &self.key, || Some(memories(&inventory(&self.args.values).ok()?)))
+    pub(crate) fn kept(&self, store: &Path) -> Option<Kept> {
+        Kept::load(store, &self.key, || Some(memories(&inventory(&self.args.values).ok()?)))
     }
 
-    /// The plan, and the store at `root`, which is opened only once there is one.
-    pub(crate) fn plan(self, root: &Path) -> Result<(Plan, Store), Failure> {
-        if let Some(plan) = self.kept(root) {
-            return Ok((plan, open(root)?));
+    /// The plan, `kept` or compiled, and the store at `root`, which is opened only once there is a plan.
+    pub(crate) fn plan(&self, kept: Option<&Kept>, root: &Path) -> Result<(Plan, PlanId, Store), Failure> {
+        if let Some((kept, plan)) = kept.and_then(|kept| Some((kept, kept.plan()?))) {
+            return Ok((plan, kept.id(), open(root)?));
         }
         let host = inventory(&self.args.values)?;
-        let options = CompileOptions { gpus: Some(memories(&host)), ..self.options };
+        let options = CompileOptions { gpus: Some(memories(&host)), ..self.options.clone() };
         let fresh = kept::compile(&self.args.file, &mpcc_stages::registry(), &options)?;
         warn(&fresh.plan);
         let store = open(root)?;
         fresh.keep(&store, &self.key);
-        Ok((fresh.plan, store))
+        let id = fresh.id(self.key);
+        Ok((fresh.plan, id, store))
     }
 }
 

@@ -17,8 +17,8 @@ use crate::ui::{reasons, say, seconds};
 /// Prints the plan. What is missing is listed and is no error.
 pub(super) fn plan(args: &PlanArgs, store: &Path) -> Answer {
     let request = Request::new(&args.pipeline)?;
-    let seal = request.seal(store);
-    let (plan, store) = request.plan(store)?;
+    let (plan, id, store) = request.plan(request.kept(store).as_ref(), store)?;
+    let seal = request.seal(store.root(), &id);
     let nodes = plan.select(&args.nodes)?;
     let forced =
         args.force.iter().map(|name| plan.matching(name)).collect::<Result<Vec<Vec<NodeId>>, SelectError>>()?;

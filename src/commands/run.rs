@@ -7,6 +7,7 @@ use mpcc_engine::cache::Store;
 use mpcc_engine::event::{Event, Summary, What};
 use mpcc_engine::executor::{ProcessExecutor, ProcessOptions};
 use mpcc_engine::journal::{self, RunRecord};
+use mpcc_engine::plan::kept::Kept;
 use mpcc_engine::plan::{NodeId, Plan, SelectError};
 use mpcc_engine::run::{Control, RunOptions, Seal, unchanged};
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,13 +29,16 @@ pub(super) fn run(args: RunArgs, store: &Path) -> Answer {
     }
     let began = Instant::now();
     let request = Request::new(&args.pipeline)?;
-    let (key, seal) = (request.key(), request.seal(store));
-    if let Some(seal) = seal.as_ref().filter(|seal| is_plain(&args) && seal.all_stand()) {
-        return up_to_date(&request, seal, store, began);
+    let kept = request.kept(store);
+    if let Some(kept) = kept.as_ref().filter(|_| is_plain(&args))
+        && let Some(seal) = request.seal(store, &kept.id()).filter(Seal::all_stand)
+    {
+        return up_to_date(&request, kept, &seal, store, began);
     }
-    let (plan, store) = request.plan(store)?;
+    let (plan, id, store) = request.plan(kept.as_ref(), store)?;
+    let seal = request.seal(store.root(), &id);
     let (store, fetched) = remote::behind(store, args.remote.as_deref())?;
-    let options = RunOptions { key: Some(key), seal, ..options(&plan, &args)? };
+    let options = RunOptions { id: Some(id), seal, ..options(&plan, &args)? };
     let executor = executor(&plan, &args)?;
     let invocation = Invocation::new(&plan.file, &args.pipeline.values);
     let view = View { reporter: reporter(args.json), record: None, invocation, store: store.clone() };
@@ -54,14 +58,14 @@ fn is_plain(args: &RunArgs) -> bool {
 }
 
 /// A run that finds everything as the last one left it.
-fn up_to_date(request: &Request<'_>, seal: &Seal, store: &Path, began: Instant) -> Answer {
+fn up_to_date(request: &Request<'_>, kept: &Kept, seal: &Seal, store: &Path, began: Instant) -> Answer {
     let wall_s = || began.elapsed().as_secs_f64();
     let done = unchanged(store, request.file(), seal, now(), wall_s)?;
     request.invocation().keep(store, &done.run).map_err(|error| Failure::io(store, &error))?;
     let profile = done.profile.as_ref().map(|profile| format!(", profile {profile}")).unwrap_or_default();
     say(format_args!("run {}: {}{profile}, {} nodes", done.run, done.pipeline, seal.total()));
     if seal.makes_tables()
-        && let Some(plan) = request.kept(store)
+        && let Some(plan) = kept.plan()
     {
         let record = journal::read(store, &done.run)?;
         tables::tables(&plan, &record, &open(store)?).into_iter().for_each(say);

@@ -7,4 +7,5 @@ mod custom;
 mod errors;
 mod examples;
 mod look;
+mod standing;
 mod stop;

@@ -54,30 +54,73 @@ impl PlanKey {
     }
 }
 
+/// A plan by name and content: two plans of one key differ when a file that decides them was edited in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanId {
+    /// What it is kept under.
+    pub key: PlanKey,
+    /// Digest of the plan itself.
+    pub content: Digest,
+}
+
 /// Whether the GPUs of the host enter the plan.
 pub fn asks_for_gpus(plan: &Plan) -> bool {
     plan.nodes.iter().any(|node: &Node| node.resources.gpus > 0)
 }
 
-/// The kept plan of `key` in the store at `root`, if there is one and all it depends on is as it was. `gpus` is called
-/// when the plan depends on them.
-pub fn load(root: &Path, key: &PlanKey, gpus: impl FnOnce() -> Option<Vec<u64>>) -> Option<Plan> {
-    let bytes = std::fs::read(root.join(key.place("plan"))).ok()?;
-    let mut rest = open(HEAD, &bytes)?;
-    let count = u32::from_le_bytes(rest.split_off(..4)?.try_into().ok()?);
-    for _ in 0..count {
-        if !Watch::decode(&mut rest)?.holds() {
+/// A kept plan, everything that it depends on being as it was; not parsed yet.
+pub struct Kept {
+    id: PlanId,
+    bytes: Vec<u8>,
+    /// Where the plan begins.
+    plan_at: usize,
+}
+
+impl Kept {
+    /// The kept plan of `key` in the store at `root`, if there is one that still holds. `gpus` is called when the plan
+    /// depends on them.
+    pub fn load(root: &Path, key: &PlanKey, gpus: impl FnOnce() -> Option<Vec<u64>>) -> Option<Self> {
+        let bytes = std::fs::read(root.join(key.place("plan"))).ok()?;
+        let mut rest = open(HEAD, &bytes)?;
+        for _ in 0..take_count(&mut rest)? {
+            if !Watch::decode(&mut rest)?.holds() {
+                return None;
+            }
+        }
+        let length = take_count(&mut rest)? as usize;
+        let made_for: Option<Option<Vec<u64>>> = serde_json::from_slice(rest.split_off(..length)?).ok()?;
+        if made_for.is_some_and(|made_for| made_for != gpus()) {
             return None;
         }
+        let content = Digest::from_bytes(rest.split_off(..32)?.try_into().ok()?);
+        let plan_at = bytes.len() - rest.len();
+        Some(Self { id: PlanId { key: *key, content }, bytes, plan_at })
     }
-    let (plan, made_for): (Plan, Option<Vec<u64>>) = serde_json::from_slice(rest).ok()?;
-    (!asks_for_gpus(&plan) || gpus() == made_for).then_some(plan)
+
+    /// Which plan it is.
+    pub fn id(&self) -> PlanId {
+        self.id
+    }
+
+    /// The plan; none when a later or earlier mpcc wrote it differently.
+    pub fn plan(&self) -> Option<Plan> {
+        serde_json::from_slice(&self.bytes[self.plan_at..]).ok()
+    }
+}
+
+fn take_count(bytes: &mut &[u8]) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.split_off(..4)?.try_into().ok()?))
+}
+
+fn put_count(out: &mut Vec<u8>, count: usize) {
+    out.extend(u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
 }
 
 /// A plan fresh from its file, with what it depends on.
 pub struct Fresh {
     /// The plan.
     pub plan: Plan,
+    text: Vec<u8>,
     seen: Vec<Watch>,
     gpus: Option<Vec<u64>>,
 }
@@ -88,18 +131,29 @@ pub struct Fresh {
 /// Every problem of the pipeline at once.
 pub fn compile(file: &Path, registry: &Registry, options: &CompileOptions) -> Result<Fresh, Diagnostics> {
     let (plan, seen) = compile_watched(file, registry, options)?;
-    Ok(Fresh { plan, seen, gpus: options.gpus.clone() })
+    let text = serde_json::to_vec(&plan).expect("a plan is plain data");
+    Ok(Fresh { plan, text, seen, gpus: options.gpus.clone() })
 }
 
 impl Fresh {
+    /// Which plan it is.
+    pub fn id(&self, key: PlanKey) -> PlanId {
+        PlanId { key, content: Digest::of(&self.text) }
+    }
+
     /// Keeps the plan under `key`. One that cannot be kept is no error: the next call compiles again.
     pub fn keep(&self, store: &Store, key: &PlanKey) {
         if !self.plan.warnings.is_empty() || !self.seen.iter().all(Watch::is_settled) {
             return;
         }
-        let mut body = u32::try_from(self.seen.len()).unwrap_or(u32::MAX).to_le_bytes().to_vec();
+        let mut body = Vec::new();
+        put_count(&mut body, self.seen.len());
         self.seen.iter().for_each(|watch| watch.encode(&mut body));
-        serde_json::to_writer(&mut body, &(&self.plan, &self.gpus)).expect("a plan is plain data");
+        let made_for = serde_json::to_vec(&asks_for_gpus(&self.plan).then_some(&self.gpus)).expect("plain data");
+        put_count(&mut body, made_for.len());
+        body.extend(made_for);
+        body.extend(self.id(*key).content.as_bytes());
+        body.extend(&self.text);
         let _ = store.keep(&key.place("plan"), &sealed(HEAD, &body));
     }
 }

@@ -19,7 +19,7 @@ use crate::executor::{Executor, Notes};
 use crate::fingerprint::{Fingerprinter, KeyError, Numerics};
 use crate::job::{AttemptId, Outcome, Usage};
 use crate::journal::{Journal, durations};
-use crate::plan::kept::PlanKey;
+use crate::plan::kept::PlanId;
 use crate::plan::{Action, Node, NodeId, Plan};
 use crate::resources::{Inventory, Unfit};
 use crate::scheduler::{Command, Input, Keyed, Scheduler, State, Task};
@@ -63,8 +63,8 @@ pub(super) struct Run<'a> {
     pub(super) notes: Notes,
     pub(super) keys: BTreeMap<NodeId, Arc<Key>>,
     lanes: Arc<Mutex<Lanes>>,
-    /// What the plan is kept under.
-    plan_key: Option<PlanKey>,
+    /// Which plan it is.
+    plan_id: Option<PlanId>,
     numerics: Numerics,
     pub(super) live: BTreeMap<NodeId, Live>,
     pub(super) attempts: BTreeMap<AttemptId, NodeId>,
@@ -201,7 +201,7 @@ impl<'a> Run<'a> {
             notes,
             keys: BTreeMap::new(),
             lanes: Arc::default(),
-            plan_key: options.key,
+            plan_id: options.id,
             numerics: options.numerics,
             live: BTreeMap::new(),
             attempts: BTreeMap::new(),
@@ -352,7 +352,7 @@ impl<'a> Run<'a> {
 
     /// Leaves a seal when every node is up to date.
     fn seal(&self, nodes: &BTreeSet<NodeId>, summary: &Summary) {
-        let Some(key) = &self.plan_key else { return };
+        let Some(plan_id) = &self.plan_id else { return };
         if summary.executed + summary.cached != nodes.len() {
             return;
         }
@@ -371,7 +371,13 @@ impl<'a> Run<'a> {
         }
         if news {
             let whole = nodes.len() == plan.nodes.len();
-            sealing.write(&self.shared.store, plan, key, &self.numerics, if whole { self.journal.id() } else { "" });
+            sealing.write(
+                &self.shared.store,
+                plan,
+                plan_id,
+                &self.numerics,
+                if whole { self.journal.id() } else { "" },
+            );
         }
     }
 

@@ -8,7 +8,7 @@ use mpcc_cache::StoreError;
 use super::seal::Seal;
 use crate::fingerprint::Numerics;
 use crate::journal::JournalError;
-use crate::plan::kept::PlanKey;
+use crate::plan::kept::PlanId;
 use crate::plan::{Missing, MissingKind, NodeId};
 use crate::resources::{Inventory, Unfit};
 
@@ -29,8 +29,8 @@ pub struct RunOptions {
     pub numerics: Numerics,
     /// The time now: names the run.
     pub started: Timestamp,
-    /// What the plan is kept under: with it the run leaves a [`Seal`].
-    pub key: Option<PlanKey>,
+    /// Which plan it is: with it the run leaves a [`Seal`].
+    pub id: Option<PlanId>,
     /// The seal that an earlier run of this very plan left.
     pub seal: Option<Seal>,
 }
@@ -47,7 +47,7 @@ impl RunOptions {
             jobs: None,
             numerics,
             started,
-            key: None,
+            id: None,
             seal: None,
         }
     }

@@ -13,7 +13,8 @@
 //! each folder of an external directory or pattern, each code file, each object of its outputs, each published copy. A
 //! node of which any of these changed a moment ago has no place in the seal; the next run keys it and then seals it.
 //!
-//! The file is derived and may be lost at any time. It lies beside the kept plan and has its key.
+//! The file is derived and may be lost at any time. It lies beside the kept plan and names its content: it speaks of that
+//! plan's nodes by number and of no other's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use mpcc_cache::{Artifact, ArtifactKind, Digest, Store, Watch};
 
 use crate::fingerprint::Numerics;
-use crate::plan::kept::{self, PlanKey};
+use crate::plan::kept::{self, PlanId};
 use crate::plan::{NodeId, Plan};
 use crate::port::PortType;
 
@@ -39,6 +40,8 @@ pub(crate) struct Standing {
 /// A seal as read.
 #[derive(Debug)]
 pub struct Seal {
+    /// The plan that it speaks of.
+    plan: Digest,
     /// The run whose journal tells of every node; empty when it was not a run of all nodes.
     base: String,
     pipeline: String,
@@ -62,17 +65,18 @@ fn current(file: &Path) -> PathBuf {
 }
 
 impl Seal {
-    /// The seal of `key`, if the last complete run of the pipeline `file` left one and its numerics are those of this host:
+    /// The seal of the plan `id`, if the last complete run of the pipeline `file` left one and its numerics are those of this host:
     /// `cpu`, and `gpu`, which is asked for only when the plan holds GPUs.
-    pub fn load(root: &Path, file: &Path, key: &PlanKey, cpu: &str, gpu: impl FnOnce() -> String) -> Option<Self> {
+    pub fn load(root: &Path, file: &Path, id: &PlanId, cpu: &str, gpu: impl FnOnce() -> String) -> Option<Self> {
         let in_force = std::fs::read(root.join(current(file))).ok()?;
-        if in_force != key.digest().hex().as_bytes() {
+        if in_force != id.key.digest().hex().as_bytes() {
             return None;
         }
-        let bytes = std::fs::read(root.join(key.place("seal"))).ok()?;
+        let bytes = std::fs::read(root.join(id.key.place("seal"))).ok()?;
         let seal = decode(kept::open(HEAD, &bytes)?)?;
         let same_boot = seal.boot == Store::boot() && seal.boot != [0; 16];
-        (same_boot && seal.numerics.cpu == cpu && (!seal.gpus || seal.numerics.gpu == gpu())).then_some(seal)
+        (seal.plan == id.content && same_boot && seal.numerics.cpu == cpu && (!seal.gpus || seal.numerics.gpu == gpu()))
+            .then_some(seal)
     }
 
     /// The run whose journal tells of every node.
@@ -100,11 +104,8 @@ impl Seal {
         !self.base.is_empty() && self.nodes.len() == self.total && self.watches.iter().all(Watch::holds)
     }
 
-    /// The nodes of `plan` that stand when those `forced` are executed whatever the store has.
+    /// The nodes of `plan`, which is the one that the seal was loaded for, that stand when those `forced` are executed whatever the store has.
     pub(crate) fn standing(self, plan: &Plan, forced: &BTreeSet<NodeId>) -> Stand {
-        if plan.nodes.len() != self.total {
-            return Stand::default();
-        }
         let changed: BTreeSet<u32> =
             (0..).zip(&self.watches).filter(|(_, watch)| !watch.holds()).map(|(index, _)| index).collect();
         let mut nodes = self.nodes;
@@ -177,8 +178,9 @@ impl Sealing {
 
     /// Writes the seal of a run of `plan` whose journal is `base`, and puts it in force. A seal that cannot be written is no
     /// error: the next run looks for itself.
-    pub(crate) fn write(self, store: &Store, plan: &Plan, key: &PlanKey, numerics: &Numerics, base: &str) {
+    pub(crate) fn write(self, store: &Store, plan: &Plan, id: &PlanId, numerics: &Numerics, base: &str) {
         let seal = Seal {
+            plan: id.content,
             base: base.to_owned(),
             pipeline: plan.name.clone(),
             profile: plan.profile.clone(),
@@ -190,10 +192,10 @@ impl Sealing {
             watches: self.list,
             nodes: self.nodes,
         };
-        let written = store.keep(&key.place("seal"), &kept::sealed(HEAD, &encode(&seal)));
+        let written = store.keep(&id.key.place("seal"), &kept::sealed(HEAD, &encode(&seal)));
         if written.is_ok() {
             // Without it the next run keys every node.
-            let _ = store.keep(&current(&plan.file), key.digest().hex().as_bytes());
+            let _ = store.keep(&current(&plan.file), id.key.digest().hex().as_bytes());
         }
     }
 }
@@ -208,7 +210,7 @@ fn put_number(out: &mut Vec<u8>, number: usize) {
 }
 
 fn encode(seal: &Seal) -> Vec<u8> {
-    let mut out = Vec::new();
+    let mut out = seal.plan.as_bytes().to_vec();
     let profile = seal.profile.as_deref().map_or(String::new(), |profile| format!("={profile}"));
     for text in [&seal.base, &seal.pipeline, &profile, &seal.numerics.cpu, &seal.numerics.gpu] {
         put_text(&mut out, text);
@@ -266,6 +268,7 @@ fn take_standing(bytes: &mut &[u8]) -> Option<(NodeId, Standing)> {
 
 fn decode(mut bytes: &[u8]) -> Option<Seal> {
     let bytes = &mut bytes;
+    let plan = take_digest(bytes)?;
     let (base, pipeline, profile) = (take_text(bytes)?, take_text(bytes)?, take_text(bytes)?);
     let profile = profile.strip_prefix('=').map(str::to_owned);
     let numerics = Numerics { cpu: take_text(bytes)?, gpu: take_text(bytes)? };
@@ -274,7 +277,7 @@ fn decode(mut bytes: &[u8]) -> Option<Seal> {
     let total = take_number(bytes)? as usize;
     let watches = (0..take_number(bytes)?).map(|_| Watch::decode(bytes)).collect::<Option<_>>()?;
     let nodes = (0..take_number(bytes)?).map(|_| take_standing(bytes)).collect::<Option<_>>()?;
-    Some(Seal { base, pipeline, profile, boot, numerics, gpus, tables, total, watches, nodes })
+    Some(Seal { plan, base, pipeline, profile, boot, numerics, gpus, tables, total, watches, nodes })
 }
 
 #[cfg(test)]
@@ -293,6 +296,7 @@ mod tests {
         sealing.add(NodeId(3), Digest::of(b"r"), outputs.clone(), vec![Watch::exact(&file), Watch::kind(&gone)]);
         sealing.add(NodeId(4), Digest::of(b"s"), outputs, vec![Watch::exact(&file)]);
         let seal = Seal {
+            plan: Digest::of(b"plan"),
             base: "run".into(),
             pipeline: "p".into(),
             profile: None,
