@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::entries::Entries;
 use crate::io::Io;
+use crate::lease::Leases;
 use crate::manifest::Manifest;
 use crate::pairs::Pairs;
 use crate::statcache::StatCache;
@@ -42,6 +43,7 @@ pub(crate) struct Core {
     pub(crate) witnessed: Mutex<BTreeSet<Digest>>,
     /// What was quarantined and nobody has asked about yet.
     pub(crate) damage: Mutex<Vec<Damage>>,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) reflinks: AtomicBool,
     pub(crate) counter: AtomicU64,
 }
@@ -56,6 +58,7 @@ impl Core {
             manifests: Mutex::new(BTreeMap::new()),
             witnessed: Mutex::new(BTreeSet::new()),
             damage: Mutex::new(Vec::new()),
+            leases: Arc::default(),
             reflinks: AtomicBool::new(true),
             counter: AtomicU64::new(0),
             root,

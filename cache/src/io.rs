@@ -9,6 +9,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{Digest, StoreError};
@@ -306,6 +308,20 @@ impl Io {
         })
     }
 
+    /// Tries to lock one byte for this open file; `false` when another open file has it.
+    pub(crate) fn try_lock_byte(&self, file: &File, path: &Path, at: u64) -> Result<bool> {
+        self.act(Op::Lock, "lock", path, || match set_byte(file, at, libc::F_WRLCK) {
+            Ok(()) => Ok(true),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+            Err(error) => Err(error.into()),
+        })
+    }
+
+    /// Lets go of one byte.
+    pub(crate) fn unlock_byte(&self, file: &File, path: &Path, at: u64) -> Result<()> {
+        self.act(Op::Lock, "unlock", path, || Ok(set_byte(file, at, libc::F_UNLCK)?))
+    }
+
     /// Takes a shared lock, waiting for it.
     pub(crate) fn lock_shared(&self, file: &File, path: &Path) -> Result<()> {
         self.act(Op::Lock, "lock", path, || file.lock_shared())
@@ -314,6 +330,18 @@ impl Io {
     pub(crate) fn unlock(&self, file: &File, path: &Path) -> Result<()> {
         self.act(Op::Lock, "unlock", path, || file.unlock())
     }
+}
+
+/// Sets the lock of one byte for an open file description (`F_OFD_SETLK`, fcntl(2)).
+fn set_byte(file: &File, at: u64, kind: i32) -> nix::Result<()> {
+    let range = libc::flock {
+        l_type: libc::c_short::try_from(kind).unwrap_or_default(),
+        l_whence: libc::c_short::try_from(libc::SEEK_SET).unwrap_or_default(),
+        l_start: at.cast_signed(),
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_OFD_SETLK(&range)).map(|_| ())
 }
 
 fn absent_is_none<T>(result: Result<T>) -> Result<Option<T>> {

@@ -14,13 +14,17 @@ use crate::{Digest, StoreError};
 type Result<T> = std::result::Result<T, StoreError>;
 
 impl Core {
+    pub(crate) fn partial_path(&self, recipe: &Digest) -> PathBuf {
+        self.root.join("partial").join(recipe.hex())
+    }
+
     pub(crate) fn partial_dir(&self, recipe: &Digest) -> Result<PathBuf> {
-        let dir = self.root.join("partial").join(recipe.hex());
+        let dir = self.partial_path(recipe);
         self.io.make_dirs(&dir).map(|()| dir)
     }
 
     pub(crate) fn drop_partial(&self, recipe: &Digest) -> Result<()> {
-        let dir = self.root.join("partial").join(recipe.hex());
+        let dir = self.partial_path(recipe);
         if self.io.stat(&dir)?.is_none() {
             return Ok(());
         }

@@ -415,6 +415,11 @@ impl Store {
         self.core().lease_waiting(recipe, go_on)
     }
 
+    /// Where checkpoints of a recipe go; it need not be there.
+    pub fn partial_path(&self, recipe: &Digest) -> PathBuf {
+        self.core().partial_path(recipe)
+    }
+
     /// The directory for checkpoints of a recipe, created; it outlives killed runs.
     pub fn partial_dir(&self, recipe: &Digest) -> Result<PathBuf> {
         self.core().partial_dir(recipe)

@@ -152,7 +152,7 @@ fn a_lease_has_one_holder_and_ends_when_dropped() {
     drop(lease);
     assert!(waiter.join().unwrap());
     assert!(world.store.lease(&key).unwrap().is_some());
-    assert_eq!(crate::support::below(&world.root().join("leases")).len(), 0);
+    assert_eq!(crate::support::below(&world.root().join("leases")).len(), 1, "one file for all leases");
 }
 
 #[test]

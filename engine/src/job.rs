@@ -62,9 +62,14 @@ pub struct JobOutput {
 }
 
 impl Job {
+    /// Where the outputs lie in an attempt's `folder`.
+    pub(crate) fn outputs_in(folder: &Path) -> PathBuf {
+        folder.join("outputs")
+    }
+
     /// The place of output `port` in an attempt's `folder`.
     pub fn output_in(folder: &Path, port: &str) -> PathBuf {
-        folder.join("outputs").join(port)
+        Self::outputs_in(folder).join(port)
     }
 
     /// The job's own file.

@@ -21,6 +21,9 @@ use crate::pipeline::{Request, inventory, secrets};
 use crate::report::{DONE, Failure};
 use crate::ui::{Reporter, complain, reporter, say, summary, tables};
 
+/// Threads that hash, copy and publish at most: enough to keep a disk busy.
+const BLOCKING: usize = 16;
+
 /// Runs a pipeline; its exit code says how it went.
 pub(super) fn run(args: RunArgs, store: &Path) -> Answer {
     if args.dry_run {
@@ -42,7 +45,7 @@ pub(super) fn run(args: RunArgs, store: &Path) -> Answer {
     let executor = executor(&plan, &args)?;
     let invocation = Invocation::new(&plan.file, &args.pipeline.values);
     let view = View { reporter: reporter(args.json), record: None, invocation, store: store.clone() };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().max_blocking_threads(BLOCKING).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::machine(format_args!("no threads: {error}")))?;
     let (summary, view) = runtime.block_on(conduct(&plan, &store, options, &executor, view))?;
     if !args.json {

@@ -252,7 +252,8 @@ fn list_file(port: &str, bound: &[Bound], ports: &Ports<'_>) -> Result<PathBuf, 
     let list: Vec<serde_json::Value> = bound.iter().map(entry).collect();
     let path = ports.scratch.join(format!("inputs.{port}.json"));
     let text = serde_json::to_vec_pretty(&list).expect("plain data");
-    std::fs::write(&path, text).map_err(|source| SubstituteError::Io { path: path.clone(), source })?;
+    let written = std::fs::create_dir_all(&ports.scratch).and_then(|()| std::fs::write(&path, text));
+    written.map_err(|source| SubstituteError::Io { path: path.clone(), source })?;
     Ok(path)
 }
 

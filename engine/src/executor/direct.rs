@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -43,6 +44,8 @@ type Board = Arc<Mutex<Option<BTreeMap<u64, Waiting>>>>;
 pub(super) struct Direct {
     asks: mpsc::UnboundedSender<Ask>,
     board: Board,
+    /// Where programs were found.
+    programs: Arc<Mutex<BTreeMap<String, PathBuf>>>,
 }
 
 /// The command of a job that the warden may start: no secrets, no records.
@@ -70,7 +73,7 @@ impl Direct {
             let _ = child.wait().await;
             abandon(&listener);
         });
-        Ok(Self { asks, board })
+        Ok(Self { asks, board, programs: Arc::default() })
     }
 
     /// Whether the warden still lives.
@@ -89,7 +92,7 @@ impl Direct {
 
     async fn carry_out(&self, options: &ProcessOptions, job: &Job, handle: &mut Handle) -> (Outcome, Usage) {
         let command = command_of(job).expect("the executor has asked");
-        let start = match start(command, job) {
+        let start = match self.start(options, command, job) {
             Ok(start) => start,
             Err(outcome) => return (outcome, Usage::default()),
         };
@@ -115,6 +118,39 @@ impl Direct {
                 (outcome, usage)
             }
         }
+    }
+
+    /// Makes the folders that the command needs, and the request.
+    fn start(&self, options: &ProcessOptions, command: &Planned, job: &Job) -> Result<Start, Outcome> {
+        let places = job.log.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| job.prepare_outputs());
+        places.map_err(|error| Outcome::machine(format!("cannot prepare the stage: {error}")))?;
+        let words = command::words(command, &Ports::of_job(job))?;
+        let granted = granted(job).into_iter().map(|(name, value)| (name.to_owned(), value));
+        let env = granted.chain(command.env.clone()).collect();
+        let program = match command.env.contains_key("PATH") {
+            true => words[0].clone().into(),
+            false => self.find(options, &words[0]),
+        };
+        Ok(Start { id: job.attempt.0, program, words, cwd: command.cwd.clone(), env, log: job.log.clone() })
+    }
+
+    /// The file of a program that is called by a plain name, found once a run: trying every folder of a long PATH for each
+    /// of ten thousand stages costs as much as the stages. What is not found keeps its name, and the start says so.
+    fn find(&self, options: &ProcessOptions, name: &str) -> PathBuf {
+        if name.contains('/') {
+            return name.into();
+        }
+        let mut programs = self.programs.lock().expect("no panic while it is held");
+        if let Some(known) = programs.get(name).filter(|path| path.is_file()) {
+            return known.clone();
+        }
+        let path = options.environment.iter().find(|(variable, _)| variable == "PATH").map(|(_, path)| path);
+        let folders = path.into_iter().flat_map(std::env::split_paths).filter(|folder| folder.is_absolute());
+        let found = folders.map(|folder| folder.join(name)).find(|file| is_executable(file));
+        if let Some(found) = &found {
+            programs.insert(name.to_owned(), found.clone());
+        }
+        found.unwrap_or_else(|| name.into())
     }
 
     fn ask(&self, ask: Ask) {
@@ -152,17 +188,8 @@ impl Direct {
     }
 }
 
-/// Makes the folders that the command needs, and the request.
-fn start(command: &Planned, job: &Job) -> Result<Start, Outcome> {
-    let folders = [Some(job.scratch()), job.log.parent().map(Path::to_owned)];
-    let places = folders.into_iter().flatten().try_for_each(std::fs::create_dir_all);
-    places
-        .and_then(|()| job.prepare_outputs())
-        .map_err(|error| Outcome::machine(format!("cannot prepare the stage: {error}")))?;
-    let words = command::words(command, &Ports::of_job(job))?;
-    let granted = granted(job).into_iter().map(|(name, value)| (name.to_owned(), value));
-    let env = granted.chain(command.env.clone()).collect();
-    Ok(Start { id: job.attempt.0, words, cwd: command.cwd.clone(), env, log: job.log.clone() })
+fn is_executable(path: &std::path::Path) -> bool {
+    path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 async fn pass_on(mut asked: mpsc::UnboundedReceiver<Ask>, mut input: ChildStdin) {

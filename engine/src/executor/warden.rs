@@ -52,7 +52,9 @@ pub(crate) enum Ask {
 pub(crate) struct Start {
     /// The attempt.
     pub(crate) id: u64,
-    /// Program and arguments.
+    /// The program's file, or its name to be looked for.
+    pub(crate) program: PathBuf,
+    /// The program as it is called, and its arguments.
     pub(crate) words: Vec<String>,
     /// Working directory.
     pub(crate) cwd: PathBuf,
@@ -221,8 +223,8 @@ impl Warden {
 
 fn spawn(start: &Start) -> io::Result<i32> {
     let log = OpenOptions::new().create(true).append(true).open(&start.log)?;
-    let mut command = Command::new(&start.words[0]);
-    command.args(&start.words[1..]).current_dir(&start.cwd).process_group(0);
+    let mut command = Command::new(&start.program);
+    command.arg0(&start.words[0]).args(&start.words[1..]).current_dir(&start.cwd).process_group(0);
     command.envs(start.env.iter().map(|(name, value)| (name, value))).env(MARK, start.id.to_string());
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     Ok(command.spawn()?.id().cast_signed())

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use mpcc_cache::Lease;
 
 use super::RunError;
-use super::core::{Message, Run};
+use super::core::{Message, Run, SLOW};
 use super::step::{CommitError, Found, Prepared};
 use crate::event::{MemoCount, What};
 use crate::executor::{Control, Order};
@@ -20,7 +20,8 @@ use crate::stage::Note;
 /// An attempt under way.
 pub(super) struct Live {
     attempt: u32,
-    grant: Grant,
+    /// Given back as soon as its process is over.
+    grant: Option<Grant>,
     /// What it was told, also before it could be.
     order: Order,
     control: Option<Control>,
@@ -53,7 +54,15 @@ impl Run<'_> {
         self.attempts.insert(number, id);
         let held = (grant.cpus, grant.devices.iter().map(|device| device.ordinal).collect());
         let key = self.keys[&id].clone();
-        let live = Live { attempt, grant, order: Order::Run, control: None, lease: None, folder: None, memo: None };
+        let live = Live {
+            attempt,
+            grant: Some(grant),
+            order: Order::Run,
+            control: None,
+            lease: None,
+            folder: None,
+            memo: None,
+        };
         self.live.insert(id, live);
         self.blocking(move |shared| Message::Prepared(id, shared.prepare(id, &key, number, held, &slots)));
     }
@@ -88,7 +97,7 @@ impl Run<'_> {
         let started = What::NodeStarted {
             node: job.node.clone(),
             attempt: live.attempt,
-            cpus: live.grant.cpus,
+            cpus: live.grant.as_ref().map_or(0, |grant| grant.cpus),
             devices: job.devices.clone(),
             log: job.log.clone(),
         };
@@ -122,8 +131,11 @@ impl Run<'_> {
         match outcome {
             Outcome::Done => {
                 let (key, folder) = (self.keys[&id].clone(), live.folder.clone().expect("a started job has a folder"));
+                let grant = live.grant.take();
                 self.blocking(move |shared| Message::Committed(id, shared.commit(id, &key, &folder), usage));
-                Ok(())
+                self.later(SLOW, Message::Slow(vec![id]));
+                // Hashing its outputs keeps no device from the next one.
+                grant.map_or(Ok(()), |grant| self.step(Input::Exited(id, grant)))
             }
             Outcome::Waiting { message } => {
                 let node = self.name(id);
@@ -190,12 +202,12 @@ impl Run<'_> {
         self.step(Input::Ended(id, grant, end))
     }
 
-    /// Ends the attempt's lease and removes its folder; its grant comes back.
-    fn retire(&mut self, id: NodeId) -> Grant {
+    /// Ends the attempt's lease and takes its folder back; its grant, if it still has one.
+    fn retire(&mut self, id: NodeId) -> Option<Grant> {
         let live = self.live.remove(&id).expect("it is under way");
         if let Some(folder) = live.folder {
-            // What cannot be removed now goes when the store is closed.
-            tokio::task::spawn_blocking(move || std::fs::remove_dir_all(folder));
+            let shared = self.shared.clone();
+            tokio::task::spawn_blocking(move || shared.take_back(folder));
         }
         live.grant
     }

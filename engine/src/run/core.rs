@@ -25,8 +25,8 @@ use crate::resources::{Inventory, Unfit};
 use crate::scheduler::{Command, Input, Keyed, Scheduler, State, Task};
 use crate::stage::Note;
 
-/// Keying that takes longer holds no other node back.
-const SLOW: Duration = Duration::from_millis(100);
+/// Keying, or taking outputs, that lasts longer holds no other node back.
+pub(super) const SLOW: Duration = Duration::from_millis(100);
 
 /// Nodes that are keyed at once: enough to keep a disk busy while one of them hashes a data set.
 const LANES: usize = 4;
@@ -193,6 +193,7 @@ impl<'a> Run<'a> {
             stand,
             folder: journal.folder().to_owned(),
             outputs: Mutex::default(),
+            folders: Mutex::default(),
         };
         let mut run = Self {
             shared: Arc::new(shared),
@@ -381,7 +382,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn later(&mut self, delay: Duration, message: Message) {
+    pub(super) fn later(&mut self, delay: Duration, message: Message) {
         let inbox = self.inbox.clone();
         self.tasks.spawn(async move {
             tokio::time::sleep(delay).await;

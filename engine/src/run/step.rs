@@ -34,6 +34,8 @@ pub(super) struct Shared {
     pub(super) folder: PathBuf,
     /// Outputs of the nodes that are done.
     pub(super) outputs: Mutex<Outputs>,
+    /// Folders of attempts that are over.
+    pub(super) folders: Mutex<Vec<PathBuf>>,
 }
 
 /// A node's recipe.
@@ -204,7 +206,7 @@ impl Shared {
         let node = self.node(id);
         self.store.put_recipe(&key.resolved().recipe)?;
         self.note_recipe(id, &key.recipe)?;
-        let folder = self.store.scratch(&node.name)?;
+        let folder = self.folder()?;
         let job = Job {
             attempt,
             node: node.name.clone(),
@@ -215,7 +217,7 @@ impl Shared {
             devices,
             inputs: self.fingerprinter.bind(key.resolved(), slots)?,
             outputs: job_outputs(node, &folder),
-            partial: self.store.partial_dir(&key.recipe)?,
+            partial: self.store.partial_path(&key.recipe),
             store: self.store.root().to_owned(),
             log: log_file(&self.folder, &node.name),
             timeout_s: node.timeout_s,
@@ -223,6 +225,28 @@ impl Shared {
             folder,
         };
         Ok(Prepared::Ready { job: Box::new(job), lease })
+    }
+
+    /// A folder for an attempt: one that an earlier attempt left empty, or a new one. File systems make new files slowly while
+    /// they remember many removed ones.
+    fn folder(&self) -> Result<PathBuf, StoreError> {
+        let used = self.folders.lock().expect("no panic while it is held").pop();
+        used.map_or_else(|| self.store.scratch("attempt"), Ok)
+    }
+
+    /// Takes an attempt's folder back, empty; what lies in it is removed.
+    pub(super) fn take_back(&self, folder: PathBuf) {
+        let outputs = Job::outputs_in(&folder);
+        let only_outputs = |path: &Path, allowed: &Path| {
+            std::fs::read_dir(path)
+                .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|e| e.path() == allowed)))
+        };
+        if only_outputs(&folder, &outputs) && only_outputs(&outputs, Path::new("")) {
+            self.folders.lock().expect("no panic while it is held").push(folder);
+        } else {
+            // What cannot be removed now goes when the store is closed.
+            let _ = std::fs::remove_dir_all(folder);
+        }
     }
 
     /// Takes the outputs of an attempt that ended well.

@@ -25,7 +25,8 @@ pub struct Scheduler {
     children: BTreeMap<NodeId, Vec<NodeId>>,
     priorities: BTreeMap<NodeId, Duration>,
     attempts: BTreeMap<NodeId, u32>,
-    /// Nodes that are being keyed and have not been for long.
+    /// Nodes that are being keyed, or whose outputs are being taken, and have not been for long; with the priority of what
+    /// may start then.
     soon: BTreeSet<(Duration, NodeId)>,
     /// Nodes that have not ended.
     open: usize,
@@ -88,6 +89,11 @@ impl Scheduler {
             Input::Keyed(node, keyed) => self.keyed(node, keyed, &mut out),
             Input::Slow(node) => {
                 self.soon.remove(&(self.priorities[&node], node));
+                self.forget_heir(node);
+            }
+            Input::Exited(node, grant) => {
+                self.give_back(node, grant);
+                self.soon.extend(self.heir(node));
             }
             Input::Ended(node, grant, end) => self.ended(node, grant, end, &mut out),
             Input::Freed(node) if self.states[&node] == State::Following => self.key(node, Change::Freed, &mut out),
@@ -154,9 +160,29 @@ impl Scheduler {
         }
     }
 
-    fn ended(&mut self, node: NodeId, grant: Grant, end: End, out: &mut Vec<Command>) {
+    fn give_back(&mut self, node: NodeId, grant: Grant) {
         self.allocator.release(grant);
         self.queue.release_slots(node);
+    }
+
+    /// What a node whose outputs are being taken stands for in `soon`: the most urgent node below it, which may want in a
+    /// moment what was given back.
+    fn heir(&self, node: NodeId) -> Option<(Duration, NodeId)> {
+        let children = self.children.get(&node).into_iter().flatten();
+        children.map(|child| (self.priorities[child], node)).max()
+    }
+
+    fn forget_heir(&mut self, node: NodeId) {
+        if let Some(heir) = self.heir(node) {
+            self.soon.remove(&heir);
+        }
+    }
+
+    fn ended(&mut self, node: NodeId, grant: Option<Grant>, end: End, out: &mut Vec<Command>) {
+        if let Some(grant) = grant {
+            self.give_back(node, grant);
+        }
+        self.forget_heir(node);
         match end {
             End::Done => self.change(node, Change::Done),
             End::Cached => self.change(node, Change::Hit),

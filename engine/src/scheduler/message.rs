@@ -45,10 +45,12 @@ pub enum Input {
     Begin,
     /// The answer to [`Command::Key`].
     Keyed(NodeId, Keyed),
-    /// Keying this node takes long (a large data set is being hashed): others need not be held back for it.
+    /// Keying this node, or taking its outputs, takes long (much is being hashed): others need not be held back for it.
     Slow(NodeId),
-    /// The end of what [`Command::Start`] began; the grant comes back.
-    Ended(NodeId, Grant, End),
+    /// The node's process is over; what is left, taking its outputs, needs no grant any more.
+    Exited(NodeId, Grant),
+    /// The end of what [`Command::Start`] began; the grant comes back unless it did with [`Input::Exited`].
+    Ended(NodeId, Option<Grant>, End),
     /// The answer to [`Command::Follow`].
     Freed(NodeId),
     /// The answer to [`Command::Rest`].
@@ -70,7 +72,7 @@ pub enum Command {
         node: NodeId,
         /// Which attempt.
         attempt: u32,
-        /// What it holds; give it back with [`Input::Ended`].
+        /// What it holds; give it back with [`Input::Exited`] or [`Input::Ended`].
         grant: Grant,
         /// Slots of the API models it asks.
         slots: BTreeMap<String, u32>,
