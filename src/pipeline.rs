@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use mpcc_engine::fingerprint::Numerics;
 use mpcc_engine::plan::{CompileOptions, Plan, Source};
 use mpcc_engine::resources::Inventory;
 
@@ -24,6 +25,7 @@ pub(crate) fn compile(file: &Path, values: &ValueArgs) -> Result<Plan, Failure> 
         cpus: 0,
         memory: 0,
         hub_cache: environment::hub_cache(),
+        executor: values.executor.clone(),
     };
     let plan = mpcc_engine::plan::compile(file, &mpcc_stages::registry(), &options)?;
     for warning in &plan.warnings {
@@ -48,6 +50,19 @@ pub(crate) fn inventory(values: &ValueArgs) -> Result<Inventory, Failure> {
         Some(text) => Inventory::fake(text).map_err(Failure::wrong),
         None => Ok(Inventory::detect()),
     }
+}
+
+/// The numerics classes of `host`, or those that `--numerics` states.
+pub(crate) fn numerics(values: &ValueArgs, host: &Inventory) -> Result<Numerics, Failure> {
+    let mut classes = Numerics::of(host);
+    for class in &values.numerics {
+        match class.split_once('/') {
+            Some(("cpu", _)) => classes.cpu = class.clone(),
+            Some(("cuda", _)) => classes.gpu = class.clone(),
+            _ => return Err(Failure::wrong(format_args!("`{class}` is no numerics class: write cpu/... or cuda/..."))),
+        }
+    }
+    Ok(classes)
 }
 
 /// Names of the environment variables that hold secrets of this plan.

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use mpcc_engine::cache::Store;
 use mpcc_engine::event::{Event, Summary, What};
-use mpcc_engine::executor::{ProcessExecutor, ProcessOptions};
+use mpcc_engine::executor::{Dispatch, Executor, ProcessExecutor, ProcessOptions};
 use mpcc_engine::journal::RunRecord;
-use mpcc_engine::plan::{NodeId, Plan, SelectError};
+use mpcc_engine::plan::{LOCAL, NodeId, Plan, SelectError};
 use mpcc_engine::run::{Control, RunOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -16,8 +16,9 @@ use super::{Answer, open, plan};
 use crate::cli::{PlanArgs, RunArgs};
 use crate::environment;
 use crate::invocation::Invocation;
-use crate::pipeline::{compile, inventory, secrets};
+use crate::pipeline::{compile, inventory, numerics, secrets};
 use crate::report::Failure;
+use crate::slurm;
 use crate::ui::{Reporter, complain, reporter, say, summary, tables};
 
 /// Runs a pipeline; its exit code says how it went.
@@ -28,7 +29,7 @@ pub(super) fn run(args: RunArgs, store: &Path) -> Answer {
     }
     let plan = compile(&args.pipeline.file, &args.pipeline.values)?;
     let options = options(&plan, &args)?;
-    let executor = executor(&plan, &args)?;
+    let executor = executor(&plan, &options, &args)?;
     let store = open(store)?;
     let invocation = Invocation::new(&plan.file, &args.pipeline.values);
     let view = View { reporter: reporter(args.json), record: None, invocation, store: store.clone() };
@@ -50,6 +51,7 @@ fn options(plan: &Plan, args: &RunArgs) -> Result<RunOptions, Failure> {
         forced: forced.into_iter().flatten().collect(),
         keep_going: args.keep_going,
         jobs: args.jobs,
+        numerics: numerics(&args.pipeline.values, &host)?,
         ..RunOptions::new(nodes, host, now())
     })
 }
@@ -59,17 +61,23 @@ fn now() -> jiff::Timestamp {
     jiff::Timestamp::try_from(std::time::SystemTime::now()).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
 }
 
-fn executor(plan: &Plan, args: &RunArgs) -> Result<ProcessExecutor, Failure> {
+fn executor(plan: &Plan, options: &RunOptions, args: &RunArgs) -> Result<Dispatch, Failure> {
     let environment = environment::for_children(&secrets(plan));
     let program = std::env::current_exe();
     let program = program.map_err(|error| Failure::machine(format_args!("where mpcc itself is: {error}")))?;
-    Ok(ProcessExecutor::new(ProcessOptions {
+    let grace = Duration::from_secs(args.grace);
+    let mut executors = Dispatch::default();
+    if let Some(executor) = slurm::executor(plan, options, &args.slurm, (&program, &environment.secrets, grace))? {
+        executors = executors.with(slurm::NAME, executor);
+    }
+    let process = ProcessOptions {
         program,
         arguments: vec!["worker".into()],
         environment: environment.open,
         secrets: environment.secrets,
-        grace: Duration::from_secs(args.grace),
-    }))
+        grace,
+    };
+    Ok(executors.with(LOCAL, ProcessExecutor::new(process)))
 }
 
 /// Runs and shows until both are done.
@@ -77,7 +85,7 @@ async fn conduct(
     plan: &Plan,
     store: &Store,
     options: RunOptions,
-    executor: &ProcessExecutor,
+    executor: &dyn Executor,
     view: View,
 ) -> Result<(Summary, View), Failure> {
     let (events, seen) = mpsc::unbounded_channel();

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::external::{External, glob, look};
 use super::model::{identity, label};
 use crate::plan::{Action, Command, ModelSource, Node, NodeId, Plan, PlannedInput, Source};
+use crate::resources::Inventory;
 use crate::stage::{Bound, Coordinates, Input, ModelInput};
 
 /// The outputs of the nodes that are done: port -> artifact.
@@ -87,6 +88,18 @@ pub struct Numerics {
     pub gpu: String,
 }
 
+impl Numerics {
+    /// Those of `host`.
+    pub fn of(host: &Inventory) -> Self {
+        Self { cpu: host.numerics_class("f32", false), gpu: host.numerics_class("bf16", true) }
+    }
+
+    /// The one of a node that holds `devices` GPUs.
+    pub fn class(&self, devices: usize) -> &str {
+        if devices > 0 { &self.gpu } else { &self.cpu }
+    }
+}
+
 /// A source with what it stands for.
 #[derive(Clone, Debug)]
 enum Fed {
@@ -146,7 +159,7 @@ impl Fingerprinter {
     }
 
     fn numerics(&self, node: &Node) -> &str {
-        if node.resources.gpus > 0 { &self.numerics.gpu } else { &self.numerics.cpu }
+        self.numerics.class(node.resources.gpus as usize)
     }
 
     fn push_command(

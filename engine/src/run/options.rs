@@ -32,8 +32,7 @@ pub struct RunOptions {
 impl RunOptions {
     /// Brings `nodes` up to date on this host, beginning at `started`.
     pub fn new(nodes: BTreeSet<NodeId>, inventory: Inventory, started: Timestamp) -> Self {
-        let numerics =
-            Numerics { cpu: inventory.numerics_class("f32", false), gpu: inventory.numerics_class("bf16", true) };
+        let numerics = Numerics::of(&inventory);
         Self { nodes, forced: BTreeSet::new(), keep_going: false, inventory, jobs: None, numerics, started }
     }
 }

@@ -166,6 +166,12 @@ impl Shared {
         self.store.put_recipe(&key.resolved.recipe)?;
         self.note_recipe(id, &key.recipe)?;
         let folder = self.store.scratch(&node.name)?;
+        // A cluster gives what the node asks for, and numbers its devices from 0.
+        let (cpus, devices) = match node.is_local() {
+            true => (cpus, devices),
+            false => (node.resources.cpus, (0..node.resources.gpus as usize).collect()),
+        };
+        let numerics = key.resolved.recipe.get("numerics").and_then(|class| class.as_str());
         let job = Job {
             attempt,
             node: node.name.clone(),
@@ -181,6 +187,9 @@ impl Shared {
             log: log_file(&self.folder, &node.name),
             timeout_s: node.timeout_s,
             secrets: node.secrets.clone(),
+            executor: node.executor.clone(),
+            resources: node.resources.clone(),
+            numerics: numerics.map(str::to_owned),
             folder,
         };
         Ok(Prepared::Ready { job: Box::new(job), lease })
