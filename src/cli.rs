@@ -43,6 +43,7 @@ Examples:
   mpcc run pipelines/full.yaml --set seed=3 --keep-going
   mpcc run pipelines/full.yaml --json | jq -c .   one event a line
   mpcc run pipelines/full.yaml --remote s3://lab/mpcc   fetch what others have made instead of executing it
+  mpcc run pipelines/full.yaml --executor slurm --slurm-option=--partition=gpu
 
 Ctrl-C lets running stages end in good order; a second one kills them. What is finished stays in the store.")]
     Run(RunArgs),
@@ -132,6 +133,9 @@ Examples:
     Worker {
         /// The job file.
         job: PathBuf,
+        /// Works in a folder of its own beside the file: others may have been given it, too.
+        #[arg(long)]
+        claim: bool,
     },
 }
 
@@ -156,6 +160,13 @@ pub(crate) struct ValueArgs {
     /// Plans with a host of these GPUs instead of this one's, such as fake:2x80GiB.
     #[arg(long, value_name = "GPUS")]
     pub(crate) inventory: Option<String>,
+    /// Who carries out stages that name no `executor`: process (this host) or slurm.
+    #[arg(long, value_name = "NAME", value_parser = ["process", "slurm"])]
+    pub(crate) executor: Option<String>,
+    /// The numerics class of the hosts that run training and generation, such as cpu/f32/avx2 or cuda/bf16/sm80, when it is not
+    /// this host's. Once for cpu and once for cuda.
+    #[arg(long, value_name = "CLASS")]
+    pub(crate) numerics: Vec<String>,
 }
 
 /// Reads `k=v`.
@@ -197,6 +208,36 @@ pub(crate) struct RunArgs {
     /// Fetches from this remote cache what the store has not, before executing it. See `mpcc cache push`.
     #[arg(long, env = "MPCC_REMOTE", value_name = "URL")]
     pub(crate) remote: Option<String>,
+    #[command(flatten)]
+    pub(crate) slurm: SlurmArgs,
+}
+
+/// How Slurm is used.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Slurm")]
+pub(crate) struct SlurmArgs {
+    /// One more option of sbatch, such as --slurm-option=--partition=gpu. May be repeated; MPCC_SLURM_OPTIONS holds those that
+    /// come before, separated by blanks.
+    #[arg(long = "slurm-option", value_name = "OPTION", allow_hyphen_values = true)]
+    pub(crate) options: Vec<String>,
+    /// A variable that jobs get from this environment, beside PATH. May be repeated.
+    #[arg(long = "slurm-env", value_name = "NAME")]
+    pub(crate) variables: Vec<String>,
+    /// How many jobs may be in the queue at once.
+    #[arg(long = "slurm-jobs", value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=3000))]
+    pub(crate) limit: u32,
+    /// Seconds between two looks at the queue while something happens.
+    #[arg(long = "slurm-poll", value_name = "S", default_value_t = 2.0, value_parser = seconds)]
+    pub(crate) poll: f64,
+    /// Seconds that a shared file system may take to show what another host has written.
+    #[arg(long = "slurm-settle", value_name = "S", default_value_t = 30.0, value_parser = seconds)]
+    pub(crate) settle: f64,
+}
+
+/// Reads a time from a hundredth of a second to a day.
+fn seconds(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "write a number of seconds".to_owned())?;
+    if (0.01..=86_400.0).contains(&number) { Ok(number) } else { Err("from 0.01 to 86400 seconds".to_owned()) }
 }
 
 /// `mpcc plan`.
@@ -450,13 +491,14 @@ mod tests {
 
     #[test]
     fn a_run_is_typed_as_documented() {
-        let typed =
-            "mpcc run a.yaml x y+ --profile p --set k=v --set n=a=b --store d --jobs 2 --force x --keep-going --json";
-        let cli = Cli::try_parse_from(typed.split(' ')).unwrap();
+        let typed = "mpcc run a.yaml x y+ --profile p --set k=v --set n=a=b --store d --jobs 2 --force x --keep-going --json \
+             --slurm-option --partition=gpu --slurm-jobs 7";
+        let cli = Cli::try_parse_from(typed.split_whitespace()).unwrap();
         let Command::Run(run) = cli.command else { panic!("it is a run") };
         assert_eq!(cli.store, PathBuf::from("d"));
         assert_eq!(run.nodes, ["x", "y+"]);
         assert_eq!(run.pipeline.values.sets, [("k".into(), "v".into()), ("n".into(), "a=b".into())]);
+        assert_eq!((run.slurm.options.as_slice(), run.slurm.limit), (&["--partition=gpu".to_owned()][..], 7));
         assert!(run.keep_going && run.json && run.jobs == Some(2));
         for wrong in ["mpcc run", "mpcc run a.yaml --set k", "mpcc run a.yaml --jobs 0", "mpcc fly"] {
             assert!(Cli::try_parse_from(wrong.split(' ')).is_err(), "{wrong}");

@@ -19,6 +19,12 @@ pub(crate) struct Invocation {
     pub(crate) sets: Vec<(String, String)>,
     /// `--inventory`.
     pub(crate) inventory: Option<String>,
+    /// `--executor`.
+    #[serde(default)]
+    pub(crate) executor: Option<String>,
+    /// `--numerics`.
+    #[serde(default)]
+    pub(crate) numerics: Vec<String>,
 }
 
 impl Invocation {
@@ -29,12 +35,15 @@ impl Invocation {
             profile: values.profile.clone(),
             sets: values.sets.clone(),
             inventory: values.inventory.clone(),
+            executor: values.executor.clone(),
+            numerics: values.numerics.clone(),
         }
     }
 
     /// The arguments again.
     pub(crate) fn values(self) -> ValueArgs {
-        ValueArgs { profile: self.profile, sets: self.sets, inventory: self.inventory }
+        let Self { profile, sets, inventory, executor, numerics, .. } = self;
+        ValueArgs { profile, sets, inventory, executor, numerics }
     }
 
     fn path(store: &Path, run: &str) -> PathBuf {
@@ -53,7 +62,8 @@ impl Invocation {
             Ok(text) => serde_json::from_slice(&text)
                 .map_err(|error| Failure::machine(format_args!("{}: {error}", path.display()))),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Ok(Self { file: run.file.clone(), profile: run.profile.clone(), sets: Vec::new(), inventory: None })
+                let values = ValueArgs { profile: run.profile.clone(), ..ValueArgs::default() };
+                Ok(Self::new(&run.file, &values))
             }
             Err(error) => Err(Failure::io(&path, &error)),
         }

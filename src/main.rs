@@ -6,6 +6,7 @@ mod environment;
 mod invocation;
 mod pipeline;
 mod report;
+mod slurm;
 mod ui;
 
 use std::process::ExitCode;

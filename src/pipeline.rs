@@ -48,8 +48,11 @@ impl<'a> Request<'a> {
 
     /// The seal that the last complete run left, if it was a run of the plan `id` on such a host.
     pub(crate) fn seal(&self, store: &Path, id: &PlanId) -> Option<Seal> {
-        let cpu = Numerics::of(&Inventory::without_gpus()).cpu;
-        let gpu = || inventory(&self.args.values).map(|host| Numerics::of(&host).gpu).unwrap_or_default();
+        let values = &self.args.values;
+        let cpu = numerics(values, &Inventory::without_gpus()).ok()?.cpu;
+        let gpu = || {
+            inventory(values).and_then(|host| numerics(values, &host)).map(|classes| classes.gpu).unwrap_or_default()
+        };
         Seal::load(store, &self.file, id, &cpu, gpu)
     }
 
@@ -103,6 +106,7 @@ fn options(file: &Path, values: &ValueArgs, gpus: Option<Vec<u64>>) -> CompileOp
         cpus: 0,
         memory: 0,
         hub_cache: environment::hub_cache(),
+        executor: values.executor.clone(),
     }
 }
 
@@ -122,6 +126,19 @@ pub(crate) fn inventory(values: &ValueArgs) -> Result<Inventory, Failure> {
         Some(text) => Inventory::fake(text).map_err(Failure::wrong),
         None => Ok(Inventory::detect()),
     }
+}
+
+/// The numerics classes of `host`, or those that `--numerics` states.
+pub(crate) fn numerics(values: &ValueArgs, host: &Inventory) -> Result<Numerics, Failure> {
+    let mut classes = Numerics::of(host);
+    for class in &values.numerics {
+        match class.split_once('/') {
+            Some(("cpu", _)) => classes.cpu = class.clone(),
+            Some(("cuda", _)) => classes.gpu = class.clone(),
+            _ => return Err(Failure::wrong(format_args!("`{class}` is no numerics class: write cpu/... or cuda/..."))),
+        }
+    }
+    Ok(classes)
 }
 
 /// Names of the environment variables that hold secrets of this plan.

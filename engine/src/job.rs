@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Action;
+use crate::plan::{Action, LOCAL};
+use crate::resources::Resources;
 use crate::stage::{Bound, Coordinates, StageError};
 
 /// Names one attempt within one run.
@@ -50,6 +51,19 @@ pub struct Job {
     pub timeout_s: u64,
     /// Names of the secrets that it states; see [`Job::secret_names`].
     pub secrets: Vec<String>,
+    /// Who carries it out: the name of an executor.
+    #[serde(default = "local")]
+    pub executor: String,
+    /// What the node asks for; a cluster is asked for it, this host has granted `threads` and `devices`.
+    #[serde(default)]
+    pub resources: Resources,
+    /// The numerics class in its recipe, if there is one: whoever carries it out must compute like that.
+    #[serde(default)]
+    pub numerics: Option<String>,
+}
+
+fn local() -> String {
+    LOCAL.to_owned()
 }
 
 /// Where one output port must be written.

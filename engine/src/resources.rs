@@ -272,6 +272,13 @@ pub struct Grant {
     pub devices: Vec<Device>,
 }
 
+impl Grant {
+    /// Nothing: for what runs elsewhere. It may go back to any allocator.
+    pub fn nothing() -> Self {
+        Self { cpus: 0, memory: 0, devices: Vec::new() }
+    }
+}
+
 /// What is still free on a host. Pure: no clock, no I/O.
 #[derive(Debug)]
 pub struct Allocator {

@@ -8,8 +8,9 @@
 //! | SIGTERM | its cancel flag is set | the flag, and SIGTERM to all it started | the flag: the record at hand is finished |
 //! | the engine dies | everything below is killed, then this process | likewise | likewise |
 //!
-//! A job file also runs by hand or under a batch system: then standard input is no pipe and there is no lifeline, and notes
-//! go to standard output.
+//! A job file also runs by hand: then standard input is no pipe and there is no lifeline, and notes go to standard output.
+//! Under a batch system several processes may be given one job file; each [claims](start_main) a folder of its own, and files there
+//! take the place of the pipes.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -27,6 +28,7 @@ use rustix::process::{Signal, getpgrp, getpid, kill_process_group, set_child_sub
 
 use crate::command;
 use crate::executor::redact::Redactor;
+use crate::executor::slurm::{Start, foreign};
 use crate::executor::speech::Speech;
 use crate::executor::tree::{kill_descendants, signal_descendants};
 use crate::job::{Job, Outcome, Usage};
@@ -53,37 +55,64 @@ impl Memo for MemoStore {
 /// Carries out the job in file `job` and returns the process's exit code: 0 when the end was said, whatever it was.
 /// `secret` gives the values of secrets, so that they can be kept out of the log.
 pub fn worker_main(job: &Path, registry: &Registry, secret: &dyn Fn(&str) -> Option<String>) -> i32 {
-    match attempt(job, registry, secret) {
-        Ok(()) => 0,
-        Err(error) => {
-            // Standard error is the log.
-            let _ = io::Write::write_all(&mut io::stderr(), format!("worker: {error}\n").as_bytes());
-            BROKEN
-        }
+    let job = Job::read(job).map_err(io::Error::other);
+    match job.and_then(|job| attempt(&job, None, registry, secret)) {
+        Ok(_) => 0,
+        Err(error) => broken(&error),
     }
 }
 
-fn attempt(job: &Path, registry: &Registry, secret: &dyn Fn(&str) -> Option<String>) -> io::Result<()> {
-    let job = Job::read(job).map_err(io::Error::other)?;
+/// One start of the batch job whose file is `job`: like [`worker_main`], in a folder of its own below the job's. Returns 0 when
+/// the stage is done, 1 when its end was said and is another.
+pub fn start_main(job: &Path, registry: &Registry, secret: &dyn Fn(&str) -> Option<String>) -> i32 {
+    let start = Start::claim(job);
+    match start.and_then(|(start, job)| attempt(&job, Some(&start), registry, secret)) {
+        Ok(Outcome::Done) => 0,
+        Ok(_) => 1,
+        Err(error) => broken(&error),
+    }
+}
+
+fn broken(error: &io::Error) -> i32 {
+    // Standard error is the log.
+    let _ = io::Write::write_all(&mut io::stderr(), format!("worker: {error}\n").as_bytes());
+    BROKEN
+}
+
+fn attempt(
+    job: &Job,
+    start: Option<&Start>,
+    registry: &Registry,
+    secret: &dyn Fn(&str) -> Option<String>,
+) -> io::Result<Outcome> {
     let redactor = Redactor::new(job.secret_names().iter().filter_map(|name| secret(name)).collect());
     let pipes = Pipes::take(&redactor)?;
-    let speech = Arc::new(Speech::new(pipes.notes, redactor));
+    let notes = start.map_or(Ok(pipes.notes), Start::notes)?;
+    let speech = Arc::new(Speech::new(notes, redactor.clone()));
     // Without it a stray grandchild would only be harder to find.
     let _ = set_child_subreaper(Some(getpid()));
     if let Some(lifeline) = pipes.lifeline {
         watch_lifeline(lifeline);
     }
+    if let Some(start) = start {
+        start.watch(kill_everything);
+    }
     let cancel = Arc::new(AtomicBool::new(false));
     let passes_on = matches!(&job.action, Action::Command(command) if command.each.is_none());
     watch_termination(cancel.clone(), passes_on)?;
 
-    let outcome = on_large_stack(|| carry_out(&job, registry, speech.clone(), cancel));
+    let refused = start.and_then(|_| foreign(job));
+    let outcome = refused.unwrap_or_else(|| on_large_stack(|| carry_out(job, registry, speech.clone(), cancel)));
     let usage = usage();
     kill_descendants(getpid());
     if let Some(log) = pipes.log {
         log.close();
     }
-    speech.end(outcome, usage)
+    speech.end(outcome.clone(), usage)?;
+    if let Some(start) = start {
+        start.end(&outcome, usage, &redactor)?;
+    }
+    Ok(outcome)
 }
 
 /// The worker's three descriptors, out of the stage's reach.
@@ -144,9 +173,15 @@ fn watch_lifeline(mut lifeline: File) {
     std::thread::spawn(move || {
         // Nothing is ever written to it: any return is the end.
         let _ = lifeline.read(&mut [0]);
-        kill_descendants(getpid());
-        let _ = kill_process_group(getpgrp(), Signal::KILL);
+        kill_everything();
     });
+}
+
+/// Kills all that the stage has started, and this process.
+fn kill_everything() {
+    kill_descendants(getpid());
+    // It cannot fail for one's own group.
+    let _ = kill_process_group(getpgrp(), Signal::KILL);
 }
 
 /// Sets `cancel` at SIGTERM, and passes the signal on when `passes_on`.

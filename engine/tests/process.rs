@@ -11,6 +11,7 @@ use mpcc_engine::job::{AttemptId, Blame, Job, JobOutput, Outcome, Usage};
 use mpcc_engine::plan::{Action, Command};
 use mpcc_engine::port::{PortType, Signature};
 use mpcc_engine::registry::Registry;
+use mpcc_engine::resources::Resources;
 use mpcc_engine::stage::{Bound, Context, Input, Note, Stage, StageError};
 use mpcc_engine::worker::worker_main;
 use schemars::JsonSchema;
@@ -155,6 +156,9 @@ impl Bench {
             log: self.path().join("logs/node.log"),
             timeout_s: 0,
             secrets: Vec::new(),
+            executor: "process".into(),
+            resources: Resources::default(),
+            numerics: None,
             folder,
         }
     }

@@ -149,8 +149,11 @@ fn asked_for(file: &Path, args: &DoctorArgs, host: &Inventory) -> Result<Finding
     };
     let mut missing: Vec<String> =
         plan.missing.iter().map(|one| format!("{} for {}: {}", kind(one.what), one.needed_by, one.message)).collect();
-    let unfit =
-        plan.nodes.iter().filter_map(|node| Some(format!("{} {}", node.name, host.fits(&node.resources).err()?)));
+    let unfit = plan
+        .nodes
+        .iter()
+        .filter(|node| node.is_local())
+        .filter_map(|node| Some(format!("{} {}", node.name, host.fits(&node.resources).err()?)));
     missing.extend(unfit);
     Ok(Finding {
         what: "pipeline",

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use mpcc_engine::cache::{Store, StoreOptions};
 use mpcc_engine::executor::warden::warden_main;
 use mpcc_engine::journal::{self, RunRecord};
-use mpcc_engine::worker::worker_main;
+use mpcc_engine::worker::{start_main, worker_main};
 
 use crate::cli::{Cli, Command};
 use crate::environment;
@@ -49,8 +49,9 @@ pub(crate) fn dispatch(cli: Cli) -> Answer {
         Command::Doctor(args) => doctor::doctor(&args, &store),
         Command::Init(args) => init::init(&args),
         Command::Warden => Ok(u8::try_from(warden_main()).unwrap_or(u8::MAX)),
-        Command::Worker { job } => {
-            let code = worker_main(&job, &mpcc_stages::registry(), &environment::variable);
+        Command::Worker { job, claim } => {
+            let main = if claim { start_main } else { worker_main };
+            let code = main(&job, &mpcc_stages::registry(), &environment::variable);
             Ok(u8::try_from(code).unwrap_or(u8::MAX))
         }
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Answer;
 use crate::cli::PlanArgs;
-use crate::pipeline::{Request, inventory};
+use crate::pipeline::{Request, inventory, numerics};
 use crate::report::DONE;
 use crate::ui::columns::columns;
 use crate::ui::{reasons, say, seconds};
@@ -24,7 +24,8 @@ pub(super) fn plan(args: &PlanArgs, store: &Path) -> Answer {
         args.force.iter().map(|name| plan.matching(name)).collect::<Result<Vec<Vec<NodeId>>, SelectError>>()?;
     let options = RunOptions::new(nodes, inventory(&args.pipeline.values)?, jiff::Timestamp::UNIX_EPOCH);
     let forced = forced.into_iter().flatten().collect();
-    let previews = preview(&plan, &store, &options.nodes, &forced, options.numerics.clone(), seal)?;
+    let numerics = numerics(&args.pipeline.values, &options.inventory)?;
+    let previews = preview(&plan, &store, &options.nodes, &forced, numerics, seal)?;
     let missing = missing(&plan, &options);
     let lines = if args.json { json_lines(&previews, &missing) } else { text(&previews, &missing) };
     for line in lines {
@@ -55,6 +56,9 @@ fn missing(plan: &Plan, options: &RunOptions) -> Vec<Lack> {
     let mut lacks: Vec<Lack> = plan.missing.iter().map(lack).collect();
     for NodeId(id) in &options.nodes {
         let node = &plan.nodes[*id];
+        if !node.is_local() {
+            continue;
+        }
         let known = lacks.iter().any(|lack| lack.kind == "device" && lack.needed_by == node.name);
         if let (Err(unfit), false) = (options.inventory.fits(&node.resources), known) {
             lacks.push(Lack { kind: "device", needed_by: node.name.clone(), message: unfit.to_string() });

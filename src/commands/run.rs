@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use mpcc_engine::cache::Store;
 use mpcc_engine::event::{Event, Summary, What};
-use mpcc_engine::executor::{ProcessExecutor, ProcessOptions};
+use mpcc_engine::executor::{Dispatch, Executor, ProcessExecutor, ProcessOptions};
 use mpcc_engine::journal::{self, RunRecord};
 use mpcc_engine::plan::kept::Kept;
-use mpcc_engine::plan::{NodeId, Plan, SelectError};
+use mpcc_engine::plan::{LOCAL, NodeId, Plan, SelectError};
 use mpcc_engine::run::{Control, RunOptions, Seal, unchanged};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -17,8 +17,9 @@ use super::{Answer, open, plan, remote};
 use crate::cli::{PlanArgs, RunArgs};
 use crate::environment;
 use crate::invocation::Invocation;
-use crate::pipeline::{Request, inventory, secrets};
+use crate::pipeline::{Request, inventory, numerics, secrets};
 use crate::report::{DONE, Failure};
+use crate::slurm;
 use crate::ui::{Reporter, complain, reporter, say, summary, tables};
 
 /// Threads that hash, copy and publish at most: enough to keep a disk busy.
@@ -42,7 +43,7 @@ pub(super) fn run(args: RunArgs, store: &Path) -> Answer {
     let seal = request.seal(store.root(), &id);
     let (store, fetched) = remote::behind(store, args.remote.as_deref())?;
     let options = RunOptions { id: Some(id), seal, ..options(&plan, &args)? };
-    let executor = executor(&plan, &args)?;
+    let executor = executor(&plan, &options, &args)?;
     let invocation = Invocation::new(&plan.file, &args.pipeline.values);
     let view = View { reporter: reporter(args.json), record: None, invocation, store: store.clone() };
     let runtime = tokio::runtime::Builder::new_multi_thread().max_blocking_threads(BLOCKING).enable_all().build();
@@ -86,6 +87,7 @@ fn options(plan: &Plan, args: &RunArgs) -> Result<RunOptions, Failure> {
         forced: forced.into_iter().flatten().collect(),
         keep_going: args.keep_going,
         jobs: args.jobs,
+        numerics: numerics(&args.pipeline.values, &host)?,
         ..RunOptions::new(nodes, host, now())
     })
 }
@@ -95,18 +97,24 @@ fn now() -> jiff::Timestamp {
     jiff::Timestamp::try_from(std::time::SystemTime::now()).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
 }
 
-fn executor(plan: &Plan, args: &RunArgs) -> Result<ProcessExecutor, Failure> {
+fn executor(plan: &Plan, options: &RunOptions, args: &RunArgs) -> Result<Dispatch, Failure> {
     let environment = environment::for_children(&secrets(plan));
     let program = std::env::current_exe();
     let program = program.map_err(|error| Failure::machine(format_args!("where mpcc itself is: {error}")))?;
-    Ok(ProcessExecutor::new(ProcessOptions {
+    let grace = Duration::from_secs(args.grace);
+    let mut executors = Dispatch::default();
+    if let Some(executor) = slurm::executor(plan, options, &args.slurm, (&program, &environment.secrets, grace))? {
+        executors = executors.with(slurm::NAME, executor);
+    }
+    let process = ProcessOptions {
         program,
         arguments: vec!["worker".into()],
         warden: vec!["warden".into()],
         environment: environment.open,
         secrets: environment.secrets,
-        grace: Duration::from_secs(args.grace),
-    }))
+        grace,
+    };
+    Ok(executors.with(LOCAL, ProcessExecutor::new(process)))
 }
 
 /// Runs and shows until both are done.
@@ -114,7 +122,7 @@ async fn conduct(
     plan: &Plan,
     store: &Store,
     options: RunOptions,
-    executor: &ProcessExecutor,
+    executor: &dyn Executor,
     view: View,
 ) -> Result<(Summary, View), Failure> {
     let (events, seen) = mpsc::unbounded_channel();

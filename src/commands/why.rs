@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use mpcc_engine::preview::{Forecast, Why, why as explain};
-use mpcc_engine::run::RunOptions;
 use serde_json::json;
 
 use super::{Answer, find_run, open_existing};
 use crate::cli::{ValueArgs, WhyArgs};
 use crate::invocation::Invocation;
-use crate::pipeline::{compile, inventory};
+use crate::pipeline::{compile, inventory, numerics};
 use crate::report::{DONE, Failure};
 use crate::ui::{reasons, say};
 
@@ -17,9 +16,8 @@ use crate::ui::{reasons, say};
 pub(super) fn why(args: &WhyArgs, store: &Path) -> Answer {
     let (file, values) = which(args, store)?;
     let plan = compile(&file, &values)?;
-    let host = inventory(&values)?;
     let nodes = plan.matching(&args.node)?;
-    let numerics = RunOptions::new(nodes.iter().copied().collect(), host, jiff::Timestamp::UNIX_EPOCH).numerics;
+    let numerics = numerics(&values, &inventory(&values)?)?;
     let store = open_existing(store)?;
     for node in nodes {
         let why = explain(&plan, &store, node, numerics.clone())?;

@@ -4,14 +4,18 @@
 //! | executor | where the stage runs |
 //! |---|---|
 //! | [`process`] | in a child process of this host, one per stage; plain commands under one [`warden`] a run |
+//! | [`slurm`] | in a batch job of a cluster |
+//! | [`dispatch`] | where the job's node says: one of the others |
 //! | [`scripted`] | nowhere: it ends as the test's script says |
 
 pub mod attempt;
 mod direct;
+pub mod dispatch;
 mod memory;
 pub mod process;
 pub mod redact;
 pub mod scripted;
+pub mod slurm;
 pub mod speech;
 pub mod tree;
 pub mod warden;
@@ -22,8 +26,10 @@ use crate::job::{AttemptId, Job};
 use crate::stage::Note;
 
 pub use attempt::{Attempt, Control, Order};
+pub use dispatch::Dispatch;
 pub use memory::OutOfMemoryWatch;
 pub use process::{ProcessExecutor, ProcessOptions, log_tail};
+pub use slurm::{SlurmExecutor, SlurmOptions};
 
 /// Where the notes of running stages go.
 pub type Notes = UnboundedSender<(AttemptId, Note)>;

@@ -125,11 +125,16 @@ async fn launch(options: &ProcessOptions, job: &Job) -> io::Result<Child> {
 
 /// Variables that keep a stage inside its grant.
 pub(super) fn granted(job: &Job) -> Vec<(&'static str, String)> {
-    let threads = ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"];
     let devices: Vec<String> = job.devices.iter().map(usize::to_string).collect();
-    let mut variables: Vec<(&str, String)> = threads.map(|name| (name, job.threads.to_string())).into();
+    let mut variables = thread_variables(job.threads);
     variables.push(("CUDA_VISIBLE_DEVICES", devices.join(",")));
     variables
+}
+
+/// Variables that tell libraries how many threads to use.
+pub(super) fn thread_variables(threads: usize) -> Vec<(&'static str, String)> {
+    let names = ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"];
+    names.map(|name| (name, threads.to_string())).into()
 }
 
 /// Why a child was told to stop.
@@ -256,7 +261,8 @@ async fn listen(pipe: ChildStdout, attempt: AttemptId, notes: Notes) -> Option<(
     end
 }
 
-type Orders = tokio::sync::watch::Receiver<Order>;
+/// The orders to one attempt.
+pub(super) type Orders = tokio::sync::watch::Receiver<Order>;
 
 /// The next order stronger than `obeyed`; never, when nobody is left to give one.
 pub(super) async fn stronger(orders: &mut Orders, obeyed: Order) -> Order {
@@ -267,6 +273,7 @@ pub(super) async fn stronger(orders: &mut Orders, obeyed: Order) -> Order {
     }
 }
 
+/// Waits for `due`; for ever without one.
 pub(super) async fn until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,

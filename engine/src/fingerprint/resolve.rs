@@ -89,9 +89,14 @@ pub struct Numerics {
 }
 
 impl Numerics {
-    /// Those of a host.
+    /// Those of `host`.
     pub fn of(host: &Inventory) -> Self {
         Self { cpu: host.numerics_class("f32", false), gpu: host.numerics_class("bf16", true) }
+    }
+
+    /// The one of a node that holds `devices` GPUs.
+    pub fn class(&self, devices: usize) -> &str {
+        if devices > 0 { &self.gpu } else { &self.cpu }
     }
 }
 
@@ -155,7 +160,7 @@ impl Fingerprinter {
     }
 
     fn numerics(&self, node: &Node) -> &str {
-        if node.resources.gpus > 0 { &self.numerics.gpu } else { &self.numerics.cpu }
+        self.numerics.class(node.resources.gpus as usize)
     }
 
     fn push_command(

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::external::absolute;
-use super::{CompileOptions, Missing, MissingKind};
+use super::{CompileOptions, LOCAL, Missing, MissingKind};
 use crate::interpolate::Scope;
 use crate::port::OutputPort;
 use crate::resources::Resources;
@@ -13,7 +13,7 @@ use crate::spec::source::{Problems, Span};
 use crate::spec::units::{bytes, seconds};
 use crate::spec::yaml::{Data, Entry, Yaml};
 
-const EXECUTORS: [&str; 2] = ["process", "slurm"];
+const EXECUTORS: [&str; 2] = [LOCAL, "slurm"];
 const RESOURCES: [&str; 4] = ["cpus", "memory", "gpus", "gpu_memory"];
 
 /// The resolved fields of one node.
@@ -88,9 +88,11 @@ impl Fields<'_> {
         value.data != Data::Bool(false)
     }
 
-    /// `executor:`.
-    pub(super) fn executor(&self, problems: &mut Problems<'_>) -> String {
-        let Some(value) = self.get("executor", problems) else { return EXECUTORS[0].to_owned() };
+    /// `executor:`, or the caller's choice.
+    pub(super) fn executor(&self, options: &CompileOptions, problems: &mut Problems<'_>) -> String {
+        let Some(value) = self.get("executor", problems) else {
+            return options.executor.as_deref().unwrap_or(LOCAL).to_owned();
+        };
         let text = value.scalar_text().unwrap_or_default();
         if !EXECUTORS.contains(&text.as_str()) {
             let message = format!("there is no executor `{text}`");

@@ -21,8 +21,8 @@ use super::models::{resolve_models, slots};
 use super::pick::Directory;
 use super::sources::{Lookup, coordinates};
 use super::{
-    Action, Missing, ModelSource, Node, NodeId, Plan, PlannedInput, PlannedOutput, Source, commands, order, params,
-    selector,
+    Action, LOCAL, Missing, ModelSource, Node, NodeId, Plan, PlannedInput, PlannedOutput, Source, commands, order,
+    params, selector,
 };
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
 use crate::interpolate::{Scope, resolve_params};
@@ -51,6 +51,8 @@ pub struct CompileOptions {
     pub memory: u64,
     /// The Hugging Face cache folder (`.../hub`).
     pub hub_cache: Option<PathBuf>,
+    /// The executor of stages that state none; this host's when not given.
+    pub executor: Option<String>,
 }
 
 /// Compiles the pipeline in `file`. Either a plan, or every problem at once.
@@ -171,8 +173,8 @@ impl Builder<'_> {
         let done = contract.and_then(|contract| self.action(draft, contract, problems));
         let (action, base) = done.unzip();
         let resources = fields.resources(base.unwrap_or_default(), problems);
-        let executor = fields.executor(problems);
-        if executor == "process" {
+        let executor = fields.executor(self.options, problems);
+        if executor == LOCAL {
             let at = stage.fields.entry("resources").map_or(stage.at, |entry| entry.key_at);
             check_possible(&stage.name, &draft.name, &resources, at, self.options, &mut self.missing, problems);
         }

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | the pipeline file, prompt files, folders that a pattern looked into | exact [watches](mpcc_cache::watch) |
 //! | whether declared data is there | watches of its kind: editing a data set does not touch the plan |
-//! | profile, `--set`, names of environment variables, the program itself | the key |
+//! | profile, `--set`, `--executor`, names of environment variables, the program itself | the key |
 //! | the GPUs of the host | compared, when a node asks for one |
 //!
 //! A plan with warnings is not kept, so that they are told every time; neither is one whose files changed in the moment
@@ -39,6 +39,7 @@ impl PlanKey {
             options.cpus,
             options.memory,
             options.hub_cache,
+            options.executor,
         ]);
         Ok(Self(Digest::of(decides.to_string().as_bytes())))
     }

@@ -87,10 +87,20 @@ pub struct Node {
     pub retries: u32,
     /// Seconds after which it is stopped, 0 for none.
     pub timeout_s: u64,
-    /// `process`, or an executor's name.
+    /// [`LOCAL`], or an executor's name.
     pub executor: String,
     /// Names of environment variables passed on as secrets.
     pub secrets: Vec<String>,
+}
+
+/// The executor of this host.
+pub const LOCAL: &str = "process";
+
+impl Node {
+    /// Whether it takes CPUs, memory and devices of this host. What a cluster has is the cluster's business.
+    pub fn is_local(&self) -> bool {
+        self.executor == LOCAL
+    }
 }
 
 /// What a node does.

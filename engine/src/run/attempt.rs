@@ -97,7 +97,7 @@ impl Run<'_> {
         let started = What::NodeStarted {
             node: job.node.clone(),
             attempt: live.attempt,
-            cpus: live.grant.as_ref().map_or(0, |grant| grant.cpus),
+            cpus: u32::try_from(job.threads).unwrap_or(u32::MAX),
             devices: job.devices.clone(),
             log: job.log.clone(),
         };

@@ -124,8 +124,9 @@ fn check(plan: &Plan, nodes: &BTreeSet<NodeId>, inventory: &Inventory) -> Result
     if !missing.is_empty() {
         return Err(RunError::Missing(missing));
     }
-    let unfit = |node: &&Node| Some((node.name.clone(), inventory.fits(&node.resources).err()?));
-    let unfit: Vec<(String, Unfit)> = wanted.iter().filter_map(unfit).collect();
+    let unfit = |node: &&&Node| Some((node.name.clone(), inventory.fits(&node.resources).err()?));
+    let unfit: Vec<(String, Unfit)> =
+        wanted.iter().filter(|node| node.is_local()).filter_map(|node| unfit(&node)).collect();
     if unfit.is_empty() { Ok(()) } else { Err(RunError::Unfit(unfit)) }
 }
 
@@ -163,6 +164,7 @@ fn task(plan: &Plan, node: &Node, durations: &BTreeMap<String, f64>) -> Task {
     Task {
         parents: node.parents().into_iter().collect(),
         request: node.resources.clone(),
+        remote: !node.is_local(),
         apis: models(node).map(|model| model.name.clone()).filter(|name| plan.api_models.contains_key(name)).collect(),
         retries: node.retries,
         duration: known.unwrap_or_else(|| guess(node)),

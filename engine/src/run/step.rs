@@ -206,7 +206,15 @@ impl Shared {
         let node = self.node(id);
         self.store.put_recipe(&key.resolved().recipe)?;
         self.note_recipe(id, &key.recipe)?;
-        let folder = self.folder()?;
+        // A cluster gives what the node asks for, and numbers its devices from 0; its outputs come as a folder of their own.
+        let (folder, cpus, devices) = match node.is_local() {
+            true => (self.folder()?, cpus, devices),
+            false => {
+                let devices = (0..node.resources.gpus as usize).collect();
+                (self.store.scratch(&node.name)?, node.resources.cpus, devices)
+            }
+        };
+        let numerics = key.resolved().recipe.get("numerics").and_then(|class| class.as_str());
         let job = Job {
             attempt,
             node: node.name.clone(),
@@ -222,6 +230,9 @@ impl Shared {
             log: log_file(&self.folder, &node.name),
             timeout_s: node.timeout_s,
             secrets: node.secrets.clone(),
+            executor: node.executor.clone(),
+            resources: node.resources.clone(),
+            numerics: numerics.map(str::to_owned),
             folder,
         };
         Ok(Prepared::Ready { job: Box::new(job), lease })

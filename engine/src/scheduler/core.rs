@@ -152,8 +152,9 @@ impl Scheduler {
     /// Queues a node, or fails it when no host could ever run it.
     fn enqueue(&mut self, node: NodeId, change: Change, out: &mut Vec<Command>) {
         self.change(node, change);
-        if self.inventory.fits(&self.tasks[&node].request).is_ok() {
-            self.queue.push(node, self.priorities[&node], &self.tasks[&node]);
+        let task = &self.tasks[&node];
+        if task.remote || self.inventory.fits(&task.request).is_ok() {
+            self.queue.push(node, self.priorities[&node], task);
         } else {
             out.push(Command::Settled { node, verdict: Verdict::Failed, cause: Some(node) });
             self.fail(node, out);

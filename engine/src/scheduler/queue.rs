@@ -17,12 +17,20 @@ pub struct Task {
     pub parents: Vec<NodeId>,
     /// What it holds while it runs.
     pub request: Resources,
+    /// It runs elsewhere and holds nothing here.
+    pub remote: bool,
     /// The API models that it asks.
     pub apis: BTreeSet<String>,
     /// How often a failed attempt is repeated.
     pub retries: u32,
     /// How long it is expected to run.
     pub duration: Duration,
+}
+
+impl Task {
+    fn grant(&self, allocator: &mut Allocator) -> Option<Grant> {
+        if self.remote { Some(Grant::nothing()) } else { allocator.grant(&self.request) }
+    }
 }
 
 /// Priority of every node: its own duration plus the longest chain below it.
@@ -164,7 +172,7 @@ impl Queue {
                 continue;
             }
             if let Some(slots) = self.share(task, tasks, soon)
-                && let Some(grant) = allocator.grant(&task.request)
+                && let Some(grant) = task.grant(allocator)
             {
                 let (node, shape) = (*node, shape.clone());
                 for (_, _, ahead) in &firsts[..at] {
@@ -229,10 +237,8 @@ impl Barrier {
     /// Whether a node behind may start.
     fn lets(&self, task: &Task) -> bool {
         let request = &task.request;
-        // Every grant holds a core.
-        !(self.cpus
-            || self.memory && request.memory > 0
-            || self.gpus && request.gpus > 0
-            || task.apis.iter().any(|api| self.apis.contains(api)))
+        // Every grant of this host holds a core.
+        let here = self.cpus || self.memory && request.memory > 0 || self.gpus && request.gpus > 0;
+        !(here && !task.remote || task.apis.iter().any(|api| self.apis.contains(api)))
     }
 }

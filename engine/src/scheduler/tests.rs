@@ -267,6 +267,19 @@ fn what_no_host_has_fails_instead_of_waiting_for_ever() {
 }
 
 #[test]
+fn what_runs_elsewhere_takes_nothing_here() {
+    let remote = || Task {
+        request: Resources { cpus: 64, memory: MEMORY + 1, gpus: 9, gpu_memory: 0 },
+        remote: true,
+        ..task(&[], 1, 1)
+    };
+    let mut world = World::new(vec![task(&[], 3, 9), remote(), remote(), task(&[], 3, 0)], true);
+    world.miss();
+    assert_eq!(world.order, [0, 1, 2].map(NodeId), "all but the second that wants this host");
+    assert!((1..3).all(|id| world.running[&NodeId(id)].0 == Grant::nothing()));
+}
+
+#[test]
 fn draining_starts_nothing_and_killing_reaches_what_runs() {
     let mut world = World::new(vec![task(&[], 2, 9), task(&[], 2, 1), task(&[0], 1, 1)], true);
     world.miss();
@@ -300,12 +313,13 @@ prop_compose! {
     fn node(id: usize)(
         parents in proptest::collection::btree_set(0..id.max(1), 0..4.min(id + 1)),
         cpus in 0u32..5, memory in 0u64..8, gpus in 0u32..3, apis in 0u8..4, retries in 0u32..3, seconds in 0u64..9,
-        fate in fate(),
+        remote in proptest::bool::weighted(0.2), fate in fate(),
     ) -> (Task, Fate) {
         let parents = parents.into_iter().filter(|&parent| parent < id).map(NodeId).collect();
         let request = Resources { cpus, memory, gpus, gpu_memory: 0 };
         let apis = ["a", "b"].iter().enumerate().filter(|(bit, _)| apis >> bit & 1 == 1).map(|(_, api)| (*api).to_owned());
-        (Task { parents, request, apis: apis.collect(), retries, duration: Duration::from_secs(seconds) }, fate)
+        let duration = Duration::from_secs(seconds);
+        (Task { parents, request, remote, apis: apis.collect(), retries, duration }, fate)
     }
 }
 
