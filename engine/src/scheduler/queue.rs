@@ -51,8 +51,16 @@ pub(super) fn priorities(tasks: &BTreeMap<NodeId, Task>) -> BTreeMap<NodeId, Dur
 /// What decides whether a queued node can start now. Of nodes that ask for the same, only the first need be asked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Shape {
+    /// Whether it takes nothing of this host.
+    remote: bool,
     request: Resources,
     apis: BTreeSet<String>,
+}
+
+impl Shape {
+    fn of(task: &Task) -> Self {
+        Self { remote: task.remote, request: task.request.clone(), apis: task.apis.clone() }
+    }
 }
 
 /// Place in a queue: highest priority first, then lowest id.
@@ -110,7 +118,7 @@ impl Queue {
 
     /// Adds a node behind all of its priority.
     pub(super) fn push(&mut self, node: NodeId, priority: Duration, task: &Task) {
-        let shape = Shape { request: task.request.clone(), apis: task.apis.clone() };
+        let shape = Shape::of(task);
         self.lines.entry(shape).or_default().places.insert((Reverse(priority), node));
         for api in &task.apis {
             *self.wanting.entry(api.clone()).or_default() += 1;
@@ -118,7 +126,7 @@ impl Queue {
     }
 
     pub(super) fn remove(&mut self, node: NodeId, priority: Duration, task: &Task) {
-        let shape = Shape { request: task.request.clone(), apis: task.apis.clone() };
+        let shape = Shape::of(task);
         self.take_out(&shape, (Reverse(priority), node));
     }
 
@@ -154,9 +162,6 @@ impl Queue {
         tasks: &BTreeMap<NodeId, Task>,
         allocator: &mut Allocator,
     ) -> Option<Start> {
-        if allocator.free_cpus() == 0 {
-            return None; // Every grant holds a core.
-        }
         let floor = soon.floor();
         let first = |(shape, line): (&Shape, &Line)| Some((*line.places.first()?, line.passed, shape.clone()));
         let mut firsts: Vec<(Place, u32, Shape)> = self.lines.iter().filter_map(first).collect();
@@ -168,7 +173,8 @@ impl Queue {
                 return None;
             }
             let task = &tasks[node];
-            if !barrier.lets(task) {
+            // Every grant of this host holds a core.
+            if !barrier.lets(task) || !task.remote && allocator.free_cpus() == 0 {
                 continue;
             }
             if let Some(slots) = self.share(task, tasks, soon)
