@@ -14,7 +14,7 @@ use crate::stage::{Coordinates, Provider};
 
 impl Lookup<'_> {
     /// `{ file: .. }`, `{ dir: .. }`, `{ glob: .. }`.
-    pub(super) fn from_outside(
+    pub(super) fn outside_source(
         &self,
         draft: &Draft,
         port: &InputPort,

@@ -139,7 +139,7 @@ impl<'a> Lookup<'a> {
     ) -> Option<Found> {
         match &value.data {
             Data::Text(text) => self.named(port, text, value.at, missing, problems),
-            Data::Map(_) => self.from_outside(draft, port, value, missing, problems),
+            Data::Map(_) => self.outside_source(draft, port, value, missing, problems),
             Data::List(items) if takes_many(port) => {
                 let parts: Vec<_> =
                     items.iter().map(|item| self.read_item(draft, port, item, missing, problems)).collect();
