@@ -90,6 +90,22 @@ Examples:
   mpcc runs show                       the last run
   mpcc runs show --digests             node, port and artifact digest, one a line, to compare two stores")]
     Runs(RunsArgs),
+    /// Simulate a pipeline on hosts that you may not have.
+    #[command(after_help = "\
+Examples:
+  mpcc simulate pipelines/full.yaml --profile paper --hosts 1 --gpus-per-host 8
+  mpcc simulate pipelines/full.yaml --durations 20260101 --svg timeline.svg
+  mpcc simulate pipelines/full.yaml --json | tail -1
+
+Durations are those of recorded runs; keying, hashing and queueing take no time. Nodes that share a GPU slow each other
+down by --interference for each other one.")]
+    Simulate(SimulateArgs),
+    /// Print a run as a timeline in Chrome's trace format.
+    #[command(after_help = "\
+Examples:
+  mpcc trace > trace.json              the last run; open it in ui.perfetto.dev or chrome://tracing
+  mpcc trace 20260101")]
+    Trace(TraceArgs),
     /// Print the path of an artifact of the last run.
     #[command(after_help = "\
 Examples:
@@ -125,6 +141,17 @@ Examples:
   mpcc init                  writes pipeline.yaml
   mpcc init experiments/first.yaml && mpcc run experiments/first.yaml")]
     Init(InitArgs),
+    /// Print a completion script for a shell.
+    #[command(after_help = "\
+Examples:
+  mpcc completions bash > /etc/bash_completion.d/mpcc
+  mpcc completions fish > ~/.config/fish/completions/mpcc.fish")]
+    Completions(CompletionsArgs),
+    /// Print the manual page.
+    #[command(after_help = "\
+Examples:
+  mpcc man | man -l -")]
+    Man,
     /// Start the commands of a run (started by mpcc itself).
     #[command(hide = true)]
     Warden,
@@ -238,6 +265,57 @@ pub(crate) struct SlurmArgs {
 fn seconds(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "write a number of seconds".to_owned())?;
     if (0.01..=86_400.0).contains(&number) { Ok(number) } else { Err("from 0.01 to 86400 seconds".to_owned()) }
+}
+
+/// `mpcc simulate`.
+#[derive(Debug, Args)]
+pub(crate) struct SimulateArgs {
+    #[command(flatten)]
+    pub(crate) pipeline: PipelineArgs,
+    /// Hosts.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = counts)]
+    pub(crate) hosts: usize,
+    /// GPUs of each host.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = counts)]
+    pub(crate) gpus_per_host: usize,
+    /// CPU cores of each host.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) cpus_per_host: u32,
+    /// Memory of each GPU.
+    #[arg(long, value_name = "SIZE", default_value = "80GiB", value_parser = mpcc_engine::resources::parse_size)]
+    pub(crate) gpu_memory: u64,
+    /// How much slower each other node on a GPU makes a node.
+    #[arg(long, value_name = "F", default_value_t = mpcc_engine::allocator::INTERFERENCE)]
+    pub(crate) interference: f64,
+    /// The run whose durations count; the newest runs of the pipeline when left out.
+    #[arg(long, value_name = "RUN")]
+    pub(crate) durations: Option<String>,
+    /// Writes a picture of the timeline.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Prints one JSON object a line: the nodes, then the counts.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Reads a count that a simulation can bear.
+fn counts(text: &str) -> Result<usize, String> {
+    let number: usize = text.parse().map_err(|_| "write a number".to_owned())?;
+    if number <= 10_000 { Ok(number) } else { Err("at most 10000".to_owned()) }
+}
+
+/// `mpcc trace`.
+#[derive(Debug, Args)]
+pub(crate) struct TraceArgs {
+    /// The run's id or the beginning of it; the last run when left out.
+    pub(crate) run: Option<String>,
+}
+
+/// `mpcc completions`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    pub(crate) shell: clap_complete::Shell,
 }
 
 /// `mpcc plan`.

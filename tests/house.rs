@@ -41,6 +41,20 @@ fn forbid(folder: &str, words: &[&str]) {
     }
 }
 
+/// A newcomer follows the paths that docs/architecture.md names.
+#[test]
+fn every_path_in_the_architecture_is_there() {
+    let text = std::fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let quoted = text.split('`').skip(1).step_by(2);
+    let crates = ["src/", "engine/", "cache/", "stages/", "pipelines/", "tests/", "docs/"];
+    let paths: Vec<&str> = quoted.filter(|word| crates.iter().any(|name| word.starts_with(name))).collect();
+    assert!(paths.len() > 25, "{paths:?}");
+    for path in paths {
+        let there = root().join(path);
+        assert!(there.exists() || there.with_extension("rs").exists(), "docs/architecture.md names {path}");
+    }
+}
+
 #[test]
 fn dependencies_run_one_way() {
     forbid("engine/src", &["candle", "mpcc_stages", "mpcc_models"]);

@@ -13,6 +13,7 @@
 //! | recipes that are the latest of a node | `why` compares with them |
 //! | manifests of published trees | to remove their stale files from the workspace |
 //! | memo, unless asked | it costs the most to compute and the least to keep |
+//! | kept plans and seals do not stay | they are derived, and speak of entries that may go |
 //! | partial directories of recipes without an entry, unless asked | a killed training resumes from them |
 
 use std::collections::BTreeSet;
@@ -186,6 +187,8 @@ impl Store {
         }
         self.free_objects(&live, options, &mut report)?;
         report.partials_removed = self.free_partials(&live, options)?;
+        // Derived from what may go; made again by the next runs.
+        self.remove(&self.root().join("kept"), options)?;
         if options.quarantine {
             self.remove(&self.root().join("quarantine"), options)?;
         }

@@ -1,5 +1,6 @@
 //! The engine of mpcc: pipeline language, plan, scheduler, run loop. It knows no machine learning and no terminal.
 
+pub mod allocator;
 pub mod command;
 pub mod diagnostic;
 pub mod event;
@@ -17,6 +18,7 @@ pub mod resources;
 pub mod run;
 pub mod scheduler;
 pub mod schema;
+pub mod simulate;
 mod spec;
 pub mod stage;
 pub mod worker;

@@ -4,16 +4,11 @@
 //! |---|---|
 //! | [`Resources`] | what a node asks for, as written in the pipeline or by its kind |
 //! | [`Inventory`] | what a host has; found out once, or stated for tests (`fake:2x80GiB`) |
-//! | [`Allocator`] | what is still free; gives a [`Grant`] or nothing |
-//! | [`Grant`] | what one node holds; it can be moved but not copied, and goes back with [`Allocator::release`] |
 //!
-//! CPUs are a share of threads: a node that asks for more than the host has gets all of them, because results do not
-//! depend on the number of threads. Memory and GPUs cannot be shrunk: asking for more than there is, is an error before
-//! the run starts ([`Inventory::fits`]). Memory that is not stated is not counted. GPUs are granted as whole devices, the
-//! lowest free ordinals first; a grant lists each device with the memory asked for on it, so that sharing a device by
-//! declared memory and gangs of one process per device need no other type.
+//! Who holds what is [`crate::allocator`]'s to say. CPUs are a share of threads: a node that asks for more than the host has
+//! gets all of them, because results do not depend on the number of threads. Memory and GPUs cannot be shrunk: asking for
+//! more than there is, is an error before the run starts ([`Inventory::fits`]). Memory that is not stated is not counted.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -251,96 +246,6 @@ pub enum Unfit {
     },
 }
 
-/// A device in a grant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Device {
-    /// The number the driver gives it.
-    pub ordinal: usize,
-    /// Bytes granted on it: what the node asked for, or all of it.
-    pub memory: u64,
-}
-
-/// What one node holds. Neither `Clone` nor `Copy`: it goes back to its allocator exactly once.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-#[must_use = "a grant that is dropped never goes back to the allocator"]
-pub struct Grant {
-    /// CPU cores.
-    pub cpus: u32,
-    /// Bytes of main memory.
-    pub memory: u64,
-    /// Devices.
-    pub devices: Vec<Device>,
-}
-
-impl Grant {
-    /// Nothing: for what runs elsewhere. It may go back to any allocator.
-    pub fn nothing() -> Self {
-        Self { cpus: 0, memory: 0, devices: Vec::new() }
-    }
-}
-
-/// What is still free on a host. Pure: no clock, no I/O.
-#[derive(Debug)]
-pub struct Allocator {
-    cpus: u32,
-    free_cpus: u32,
-    free_memory: u64,
-    /// Ordinal -> device, those that nobody holds.
-    free_gpus: BTreeMap<usize, Gpu>,
-    gpus: BTreeMap<usize, Gpu>,
-}
-
-impl Allocator {
-    /// Everything in `inventory` is free; at most `cpus` CPUs are used (`--jobs`).
-    pub fn new(inventory: &Inventory, cpus: Option<u32>) -> Self {
-        let cpus = cpus.unwrap_or(inventory.cpus).max(1);
-        let gpus: BTreeMap<usize, Gpu> = inventory.gpus.iter().map(|gpu| (gpu.ordinal, gpu.clone())).collect();
-        Self { cpus, free_cpus: cpus, free_memory: inventory.memory, free_gpus: gpus.clone(), gpus }
-    }
-
-    /// What a node that asks for `wanted` would hold, or nothing when too little is free now.
-    pub fn grant(&mut self, wanted: &Resources) -> Option<Grant> {
-        let cpus = wanted.cpus.clamp(1, self.cpus);
-        if cpus > self.free_cpus || wanted.memory > self.free_memory {
-            return None;
-        }
-        let devices = self.pick(wanted)?;
-        self.free_cpus -= cpus;
-        self.free_memory -= wanted.memory;
-        for device in &devices {
-            self.free_gpus.remove(&device.ordinal);
-        }
-        Some(Grant { cpus, memory: wanted.memory, devices })
-    }
-
-    fn pick(&self, wanted: &Resources) -> Option<Vec<Device>> {
-        let large = self.free_gpus.values().filter(|gpu| gpu.memory >= wanted.gpu_memory);
-        let share = |gpu: &Gpu| if wanted.gpu_memory == 0 { gpu.memory } else { wanted.gpu_memory };
-        let devices: Vec<Device> =
-            large.take(wanted.gpus as usize).map(|gpu| Device { ordinal: gpu.ordinal, memory: share(gpu) }).collect();
-        (devices.len() == wanted.gpus as usize).then_some(devices)
-    }
-
-    /// Takes a grant back.
-    pub fn release(&mut self, grant: Grant) {
-        self.free_cpus += grant.cpus;
-        self.free_memory += grant.memory;
-        for device in grant.devices {
-            self.free_gpus.extend(self.gpus.get(&device.ordinal).map(|gpu| (gpu.ordinal, gpu.clone())));
-        }
-    }
-
-    /// CPUs that nobody holds.
-    pub fn free_cpus(&self) -> u32 {
-        self.free_cpus
-    }
-
-    /// CPUs in all.
-    pub fn cpus(&self) -> u32 {
-        self.cpus
-    }
-}
-
 fn cpu_count() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
 }
@@ -447,33 +352,6 @@ mod tests {
         assert_eq!(inventory.fits(&ask(1, 101, 0, 0)), Err(Unfit::Memory { asked: 101, has: 100 }));
         assert_eq!(inventory.fits(&ask(1, 0, 2, 20)), Err(Unfit::GpuMemory { asked: 20, has: 40 }));
         assert_eq!(inventory.fits(&ask(1, 0, 1, 20)), Ok(()));
-    }
-
-    #[test]
-    fn grants_come_and_go() {
-        let mut allocator = Allocator::new(&host(4, &[10, 40]), None);
-        let first = allocator.grant(&ask(3, 60, 1, 20)).unwrap();
-        assert_eq!(first.devices, [Device { ordinal: 1, memory: 20 }]);
-        assert!(allocator.grant(&ask(2, 0, 0, 0)).is_none(), "one CPU is left");
-        assert!(allocator.grant(&ask(1, 60, 0, 0)).is_none(), "40 bytes are left");
-        assert!(allocator.grant(&ask(1, 0, 1, 20)).is_none(), "only the small device is left");
-        let second = allocator.grant(&ask(1, 40, 1, 0)).unwrap();
-        assert_eq!(second.devices, [Device { ordinal: 0, memory: 10 }]);
-        assert_eq!(allocator.free_cpus(), 0);
-        allocator.release(first);
-        allocator.release(second);
-        let all = allocator.grant(&ask(64, 100, 2, 0)).unwrap();
-        assert_eq!((all.cpus, all.devices.len()), (4, 2));
-        allocator.release(all);
-    }
-
-    #[test]
-    fn jobs_caps_the_cpus() {
-        let mut allocator = Allocator::new(&host(8, &[]), Some(2));
-        let grant = allocator.grant(&ask(8, 0, 0, 0)).unwrap();
-        assert_eq!(grant.cpus, 2);
-        allocator.release(grant);
-        assert_eq!(Allocator::new(&host(8, &[]), Some(0)).cpus(), 1);
     }
 
     #[test]

@@ -14,8 +14,11 @@ mod remote;
 mod run;
 mod runs;
 mod schema;
+mod shell;
 mod show;
+mod simulate;
 mod status;
+mod trace;
 mod why;
 
 use std::path::{Path, PathBuf};
@@ -43,11 +46,15 @@ pub(crate) fn dispatch(cli: Cli) -> Answer {
         Command::Status(args) => status::status(&args, &store),
         Command::Logs(args) => logs::logs(&args, &store),
         Command::Runs(args) => runs::runs(&args.command, &store),
+        Command::Simulate(args) => simulate::simulate(&args, &store),
+        Command::Trace(args) => trace::trace(&args, &store),
         Command::Show(args) => show::show(&args, &store),
         Command::Cache(args) => cache::cache(&args.command, &store),
         Command::Schema => schema::schema(),
         Command::Doctor(args) => doctor::doctor(&args, &store),
         Command::Init(args) => init::init(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man => shell::man(),
         Command::Warden => Ok(u8::try_from(warden_main()).unwrap_or(u8::MAX)),
         Command::Worker { job, claim } => {
             let main = if claim { start_main } else { worker_main };

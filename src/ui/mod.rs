@@ -14,6 +14,7 @@ pub(crate) mod plain;
 pub(crate) mod reasons;
 pub(crate) mod summary;
 pub(crate) mod tables;
+pub(crate) mod timeline;
 
 use std::io::{IsTerminal, Write};
 

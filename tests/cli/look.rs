@@ -24,6 +24,61 @@ fn a_run_can_be_looked_at_afterwards() {
 }
 
 #[test]
+fn a_run_is_traced() {
+    let bench = Bench::chain();
+    bench.mpcc("run pipeline.yaml").code(0);
+    let trace: serde_json::Value = serde_json::from_str(&bench.mpcc("trace").code(0).out).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let names: Vec<&str> = events.iter().map(|event| event["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["numbers", "count", "report"]);
+    for pair in events.windows(2) {
+        let end = pair[0]["ts"].as_f64().unwrap() + pair[0]["dur"].as_f64().unwrap();
+        assert!(pair[0]["ph"] == "X" && end <= pair[1]["ts"].as_f64().unwrap(), "{pair:?}");
+        assert_eq!(pair[1]["tid"], 1, "a chain needs one lane");
+    }
+    bench.mpcc("run pipeline.yaml").code(0);
+    let again: serde_json::Value = serde_json::from_str(&bench.mpcc("trace").code(0).out).unwrap();
+    assert!(again["traceEvents"].as_array().unwrap().iter().all(|event| event["ph"] == "i"), "{again}");
+}
+
+#[test]
+fn a_pipeline_is_simulated_with_recorded_durations() {
+    let bench = Bench::new(
+        r#"
+mpcc: 1
+name: farm
+stages:
+  train: { matrix: { n: [1, 2, 3, 4] }, run: "sleep 0.2; echo ${matrix.n} > ${outputs.y}", outputs: { y: file } }
+  all: { run: "cat ${inputs.x} > ${outputs.y}", inputs: { x: "train[*]" }, outputs: { y: file } }
+"#,
+    );
+    let guessed = bench.mpcc("simulate pipeline.yaml --cpus-per-host 4 --json").code(0).json().pop().unwrap();
+    assert_eq!((&guessed["guessed"], &guessed["makespan_s"]), (&5.into(), &2.0.into()), "a second each, four at once");
+    bench.mpcc("run pipeline.yaml").code(0);
+    let at = |cpus: u32| {
+        let words = format!("simulate pipeline.yaml --cpus-per-host {cpus} --svg t.svg --json");
+        bench.mpcc(&words).code(0).json().pop().unwrap()
+    };
+    let (narrow, wide) = (at(1), at(8));
+    let makespan = |line: &serde_json::Value| line["makespan_s"].as_f64().unwrap();
+    assert!(makespan(&narrow) > 0.8 && makespan(&wide) < 0.6, "{narrow} {wide}");
+    assert!(makespan(&narrow) >= narrow["lower_bound_s"].as_f64().unwrap() - 1e-6);
+    assert!(makespan(&narrow) > narrow["variants"]["one more host"].as_f64().unwrap());
+    assert_eq!(bench.read("t.svg").matches("<title>").count(), 5);
+    assert!(bench.mpcc("simulate pipeline.yaml").code(0).out.contains("lower bound"));
+}
+
+#[test]
+fn shells_and_readers_are_served() {
+    let bench = Bench::chain();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(bench.mpcc(&format!("completions {shell}")).code(0).out.contains("keep-going"), "{shell}");
+    }
+    let man = bench.mpcc("man").code(0).out;
+    assert!(man.contains("MPCC RUN") && man.contains("keep\\-going") && !man.contains("WARDEN"), "{man}");
+}
+
+#[test]
 fn graphs_are_drawn() {
     let bench = Bench::chain();
     let dot = bench.mpcc("graph pipeline.yaml").code(0).out;

@@ -8,12 +8,12 @@ use mpcc_cache::Lease;
 use super::RunError;
 use super::core::{Message, Run, SLOW};
 use super::step::{CommitError, Found, Prepared};
+use crate::allocator::Grant;
 use crate::event::{MemoCount, What};
 use crate::executor::{Control, Order};
 use crate::fingerprint::KeyError;
 use crate::job::{AttemptId, Job, Outcome, Usage};
 use crate::plan::NodeId;
-use crate::resources::Grant;
 use crate::scheduler::{Command, End, Input};
 use crate::stage::Note;
 

@@ -159,7 +159,7 @@ fn key_from(lanes: &Mutex<Lanes>, shared: &Shared, inbox: &UnboundedSender<Messa
 }
 
 /// What the scheduler must know of a node.
-fn task(plan: &Plan, node: &Node, durations: &BTreeMap<String, f64>) -> Task {
+pub fn task(plan: &Plan, node: &Node, durations: &BTreeMap<String, f64>) -> Task {
     let known = durations.get(&node.name).and_then(|seconds| Duration::try_from_secs_f64(*seconds).ok());
     Task {
         parents: node.parents().into_iter().collect(),
@@ -184,7 +184,7 @@ impl<'a> Run<'a> {
         let journal = Journal::create(store.root(), options.started)?;
         let tasks = nodes.iter().map(|id| (*id, task(plan, &plan.nodes[id.0], &durations))).collect();
         let RunOptions { inventory, jobs, keep_going, .. } = &options;
-        let scheduler = Scheduler::new(tasks, inventory.clone(), *jobs, plan.api_models.clone(), *keep_going);
+        let scheduler = Scheduler::new(tasks, vec![inventory.clone()], *jobs, plan.api_models.clone(), *keep_going);
         let stand = options.seal.map(|seal| seal.standing(plan, &options.forced)).unwrap_or_default();
         let plan = Arc::new(plan.clone());
         let shared = Shared {

@@ -40,7 +40,7 @@ pub(crate) mod tests;
 mod unchanged;
 
 pub use crate::event::Summary;
-pub use core::run;
+pub use core::{run, task};
 pub(crate) use needs::{names_of, with_above};
 pub use options::{Control, RunError, RunOptions};
 pub use seal::Seal;

@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::message::{Command, End, Input, Keyed};
 use super::queue::{Queue, Soon, Start, Task, priorities};
 use super::state::{Change, State, Verdict};
+use crate::allocator::{Allocator, Grant};
 use crate::plan::NodeId;
-use crate::resources::{Allocator, Grant, Inventory};
+use crate::resources::Inventory;
 
 /// How much of the run is being stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,7 +32,7 @@ pub struct Scheduler {
     /// Nodes that have not ended.
     open: usize,
     queue: Queue,
-    inventory: Inventory,
+    hosts: Vec<Inventory>,
     allocator: Allocator,
     keep_going: bool,
     stop: Stop,
@@ -39,11 +40,11 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A scheduler of `tasks` (in topological order by id) on a host of which it uses at most `cpus` cores. `slots` limits
+    /// A scheduler of `tasks` (in topological order by id) on hosts of each of which it uses at most `cpus` cores. `slots` limits
     /// the API models.
     pub fn new(
         tasks: BTreeMap<NodeId, Task>,
-        inventory: Inventory,
+        hosts: Vec<Inventory>,
         cpus: Option<u32>,
         slots: BTreeMap<String, u32>,
         keep_going: bool,
@@ -62,8 +63,8 @@ impl Scheduler {
             soon: BTreeSet::new(),
             open: tasks.len(),
             queue: Queue::new(slots),
-            allocator: Allocator::new(&inventory, cpus),
-            inventory,
+            allocator: Allocator::new(&hosts, cpus),
+            hosts,
             keep_going,
             stop: Stop::No,
             finished: false,
@@ -153,7 +154,7 @@ impl Scheduler {
     fn enqueue(&mut self, node: NodeId, change: Change, out: &mut Vec<Command>) {
         self.change(node, change);
         let task = &self.tasks[&node];
-        if task.remote || self.inventory.fits(&task.request).is_ok() {
+        if task.remote || self.hosts.iter().any(|host| host.fits(&task.request).is_ok()) {
             self.queue.push(node, self.priorities[&node], task);
         } else {
             out.push(Command::Settled { node, verdict: Verdict::Failed, cause: Some(node) });

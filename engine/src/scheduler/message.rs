@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::state::Verdict;
+use crate::allocator::Grant;
 use crate::plan::NodeId;
-use crate::resources::Grant;
 
 /// What the store says of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@
 //! |---|---|
 //! | the longest chain starts first | priority = a node's expected duration + the longest chain below it |
 //! | a node that is about to be ready is not overtaken | nothing starts while a node of higher priority is being keyed, unless that takes long |
-//! | nothing is over-committed | a node starts only with a [`Grant`](crate::resources::Grant), which is moved, never copied |
+//! | nothing is over-committed | a node starts only with a [`Grant`](crate::allocator::Grant), which is moved, never copied |
 //! | one model's limit is shared | a node takes a fair share of its API models' free slots, at least one of each |
 //! | no starvation | a node that was passed over [`PATIENCE`] times holds back later nodes that want what it lacks |
 //! | a failure skips descendants only | skipping is eager and wins over everything else that holds for a node |
@@ -42,5 +42,5 @@ mod tests;
 
 pub use core::Scheduler;
 pub use message::{Command, End, Input, Keyed};
-pub use queue::{PATIENCE, Task};
+pub use queue::{PATIENCE, Task, priorities};
 pub use state::{Change, State, Verdict};

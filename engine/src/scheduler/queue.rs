@@ -4,8 +4,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::allocator::{Allocator, Grant};
 use crate::plan::NodeId;
-use crate::resources::{Allocator, Grant, Resources};
+use crate::resources::Resources;
 
 /// How often the first queued node of its kind of request is passed over by later ones before it holds them back.
 pub const PATIENCE: u32 = 8;
@@ -34,7 +35,7 @@ impl Task {
 }
 
 /// Priority of every node: its own duration plus the longest chain below it.
-pub(super) fn priorities(tasks: &BTreeMap<NodeId, Task>) -> BTreeMap<NodeId, Duration> {
+pub fn priorities(tasks: &BTreeMap<NodeId, Task>) -> BTreeMap<NodeId, Duration> {
     let mut below: BTreeMap<NodeId, Duration> = BTreeMap::new();
     // Plans are in topological order, so the children of a node come after it.
     for (&node, task) in tasks.iter().rev() {

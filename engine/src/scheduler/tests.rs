@@ -4,8 +4,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::allocator::Grant;
 use crate::plan::NodeId;
-use crate::resources::{CpuLevel, Gpu, Grant, Inventory, Resources};
+use crate::resources::{CpuLevel, Gpu, Inventory, Resources};
 
 const CPUS: u32 = 3;
 const MEMORY: u64 = 10;
@@ -41,7 +42,7 @@ impl World {
     fn new(tasks: Vec<Task>, keep_going: bool) -> Self {
         let tasks: BTreeMap<_, _> = tasks.into_iter().enumerate().map(|(id, task)| (NodeId(id), task)).collect();
         let slots = ["a", "b"].map(|api| (api.to_owned(), SLOTS)).into();
-        let scheduler = Scheduler::new(tasks.clone(), host(), None, slots, keep_going);
+        let scheduler = Scheduler::new(tasks.clone(), vec![host()], None, slots, keep_going);
         let mut world = Self {
             scheduler,
             tasks,
@@ -75,8 +76,10 @@ impl World {
         let held = || self.running.values().map(|(grant, _)| grant);
         assert!(held().map(|grant| grant.cpus).sum::<u32>() <= CPUS);
         assert!(held().map(|grant| grant.memory).sum::<u64>() <= MEMORY);
-        let devices: Vec<_> = held().flat_map(|grant| &grant.devices).map(|device| device.ordinal).collect();
-        assert_eq!(devices.iter().collect::<BTreeSet<_>>().len(), devices.len(), "a device was granted twice");
+        for ordinal in 0..GPUS {
+            let there = held().flat_map(|grant| &grant.devices).filter(|device| device.ordinal == ordinal);
+            assert!(there.map(|device| device.memory).sum::<u64>() <= 80, "a device is over-committed");
+        }
         for api in ["a", "b"] {
             assert!(self.running.values().filter_map(|(_, slots)| slots.get(api)).sum::<u32>() <= SLOTS);
         }
