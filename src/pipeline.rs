@@ -62,9 +62,9 @@ impl<'a> Request<'a> {
     }
 
     /// The plan, `kept` or compiled, and the store at `root`, which is opened only once there is a plan.
-    pub(crate) fn plan(&self, kept: Option<&Kept>, root: &Path) -> Result<(Plan, PlanId, Store), Failure> {
+    pub(crate) fn plan(&self, kept: Option<&Kept>, root: &Path) -> Result<(Plan, Option<PlanId>, Store), Failure> {
         if let Some((kept, plan)) = kept.and_then(|kept| Some((kept, kept.plan()?))) {
-            return Ok((plan, kept.id(), open(root)?));
+            return Ok((plan, Some(kept.id()), open(root)?));
         }
         let host = inventory(&self.args.values)?;
         let options = CompileOptions { gpus: Some(memories(&host)), ..self.options.clone() };

@@ -140,10 +140,18 @@ pub(crate) struct Found {
 
 /// All regular files below `root`, sorted by relative path.
 pub(crate) fn walk(io: &Io, root: &Path, links: Links) -> Result<Vec<Found>> {
-    let mut walk = Walk { io, links, above: Vec::new(), found: Vec::new() };
+    Ok(walk_folders(io, root, links)?.0)
+}
+
+/// Folders as they were before they were listed.
+pub(crate) type Folders = Vec<(PathBuf, FileStat)>;
+
+/// [`walk`], and every folder that was entered.
+pub(crate) fn walk_folders(io: &Io, root: &Path, links: Links) -> Result<(Vec<Found>, Folders)> {
+    let mut walk = Walk { io, links, above: Vec::new(), found: Vec::new(), folders: Vec::new() };
     walk.dir(root, "")?;
     walk.found.sort_by(|a, b| a.relative.as_bytes().cmp(b.relative.as_bytes()));
-    Ok(walk.found)
+    Ok((walk.found, walk.folders))
 }
 
 struct Walk<'a> {
@@ -151,6 +159,7 @@ struct Walk<'a> {
     links: Links,
     above: Vec<(u64, u64)>,
     found: Vec<Found>,
+    folders: Folders,
 }
 
 impl Walk<'_> {
@@ -163,6 +172,7 @@ impl Walk<'_> {
             return Err(StoreError::refused(dir, "it lies more than 64 directories deep"));
         }
         self.above.push((stat.dev, stat.ino));
+        self.folders.push((dir.to_owned(), stat));
         for path in self.io.list(dir)? {
             self.child(path, relative)?;
         }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use crate::artifact::{Artifact, ArtifactKind};
 use crate::core::Core;
 use crate::io::{FileKind, FileStat, Io};
-use crate::manifest::{Found, Links, Manifest, TreeFile, walk};
+use crate::manifest::{Found, Links, Manifest, TreeFile, walk_folders};
 use crate::statcache::{Guard, Key, is_settled};
 use crate::{Digest, Store, StoreError};
 
@@ -144,18 +144,18 @@ impl Core {
     }
 
     fn watch_dir(&self, dir: &Path, artifact: &Artifact) -> Option<Vec<Watch>> {
-        let found = walk(&self.io, dir, Links::Follow).ok()?;
-        let mut watches: Vec<Watch> = Vec::new();
+        let begun = self.io.now_ns();
+        // A folder's stamp is from before it was listed, and an empty folder has one too.
+        let (found, folders) = walk_folders(&self.io, dir, Links::Follow).ok()?;
+        let settled = |stat: &FileStat| is_settled(stat, Guard::Ctime, begun);
+        let mut watches: Vec<Watch> =
+            folders.iter().map(|(folder, stat)| Watch::of(folder, stat, settled(stat))).collect();
         let mut files = Vec::new();
         for Found { relative, path, stat } in &found {
             let digest = self.stats.get(stat)?;
             watches.push(Watch::of(path, stat, true));
             files.push(TreeFile { path: relative.clone(), digest, bytes: stat.size });
         }
-        let dirs: std::collections::BTreeSet<&Path> = found.iter().filter_map(|found| found.path.parent()).collect();
-        let inner = dirs.iter().flat_map(|inner| inner.ancestors().take_while(|above| above.starts_with(dir)));
-        let dirs: std::collections::BTreeSet<&Path> = inner.chain([dir]).collect();
-        watches.extend(dirs.into_iter().map(Watch::exact));
         let same = Digest::of(&Manifest::new(files).encode()) == artifact.digest;
         (same && watches.iter().all(Watch::is_settled)).then_some(watches)
     }
@@ -200,6 +200,14 @@ impl Store {
     /// Watches under which `dest` is a published copy of `artifact`.
     pub fn watch_published(&self, artifact: &Artifact, dest: &Path) -> Option<Vec<Watch>> {
         self.core().watch_published(artifact, dest)
+    }
+
+    /// Removes what [`Store::keep`] wrote; nothing there is fine.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn discard(&self, name: &Path) -> Result<(), StoreError> {
+        self.core().io.remove_file(&self.core().root.join(name))
     }
 
     /// Writes a file below the store's root that is derived from other things and may be lost at any time, by one rename.

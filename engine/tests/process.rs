@@ -108,6 +108,7 @@ const TESTS: &[(&str, fn())] = &[
     ("nothing_outlives_its_stage", nothing_outlives_its_stage),
     ("a_stray_dies_with_its_stage_and_leaves_others_alone", a_stray_dies_with_its_stage_and_leaves_others_alone),
     ("a_lost_warden_takes_its_commands_along", a_lost_warden_takes_its_commands_along),
+    ("a_real_time_signal_holds_nobody_up", a_real_time_signal_holds_nobody_up),
     ("records_are_answered_once", records_are_answered_once),
     ("failed_records_are_kept_apart", failed_records_are_kept_apart),
     ("a_broken_record_command_is_given_up", a_broken_record_command_is_given_up),
@@ -450,6 +451,13 @@ fn a_stray_dies_with_its_stage_and_leaves_others_alone() {
     assert!(is_alive(&stray), "it belongs to a stage that goes on");
     assert_eq!(wait(long).0, Outcome::Done);
     assert_gone(&second, 1);
+}
+
+fn a_real_time_signal_holds_nobody_up() {
+    let bench = Bench::new();
+    let outcome = bench.run(bench.script("sh -c 'kill -40 $$' & wait; kill -41 $$")).0;
+    assert!(matches!(outcome, Outcome::Killed { signal: 41, .. }), "{outcome:?}");
+    assert_eq!(bench.run(bench.script("echo > ${outputs.y}")).0, Outcome::Done);
 }
 
 fn a_lost_warden_takes_its_commands_along() {

@@ -18,7 +18,7 @@ use crate::ui::{reasons, say, seconds};
 pub(super) fn plan(args: &PlanArgs, store: &Path) -> Answer {
     let request = Request::new(&args.pipeline)?;
     let (plan, id, store) = request.plan(request.kept(store).as_ref(), store)?;
-    let seal = request.seal(store.root(), &id);
+    let seal = id.as_ref().and_then(|id| request.seal(store.root(), id));
     let nodes = plan.select(&args.nodes)?;
     let forced =
         args.force.iter().map(|name| plan.matching(name)).collect::<Result<Vec<Vec<NodeId>>, SelectError>>()?;

@@ -40,9 +40,9 @@ pub(super) fn run(args: RunArgs, store: &Path) -> Answer {
         return up_to_date(&request, kept, &seal, store, began);
     }
     let (plan, id, store) = request.plan(kept.as_ref(), store)?;
-    let seal = request.seal(store.root(), &id);
+    let seal = id.as_ref().and_then(|id| request.seal(store.root(), id));
     let (store, fetched) = remote::behind(store, args.remote.as_deref())?;
-    let options = RunOptions { id: Some(id), seal, ..options(&plan, &args)? };
+    let options = RunOptions { id, seal, ..options(&plan, &args)? };
     let executor = executor(&plan, &options, &args)?;
     let invocation = Invocation::new(&plan.file, &args.pipeline.values);
     let view = View { reporter: reporter(args.json), record: None, invocation, store: store.clone() };

@@ -129,3 +129,87 @@ fn a_seal_of_other_values_is_not_taken() {
     ran.sort();
     assert_eq!(ran, ["first1", "first2"], "forced nodes run, and equal bytes cut off what is below");
 }
+
+#[test]
+fn a_run_that_fails_leaves_no_seal_of_what_was_before() {
+    let bench = Bench::new(
+        r#"
+mpcc: 1
+name: torn
+stages:
+  first: { run: "echo first >> ran; date +%N > ${outputs.y}", outputs: { y: file } }
+  second: { run: "echo second >> ran; test ! -e broken && cat ${inputs.x} > ${outputs.y}", inputs: { x: first }, outputs: { y: file } }
+"#,
+    );
+    for _ in 0..2 {
+        bench.mpcc("run pipeline.yaml").code(0);
+        rest();
+    }
+    bench.ran();
+    bench.write("broken", "");
+    bench.mpcc("run pipeline.yaml --force first").code(1);
+    assert_eq!(bench.ran(), ["first", "second"]);
+    bench.mpcc("run pipeline.yaml").code(1);
+    assert_eq!(bench.ran(), ["second"], "what failed is tried again");
+    std::fs::remove_file(bench.path("broken")).unwrap();
+    bench.mpcc("run pipeline.yaml").code(0);
+    let shown = |name: &str| std::fs::read_to_string(bench.mpcc(&format!("show {name}")).code(0).out.trim()).unwrap();
+    assert_eq!(shown("first"), shown("second"));
+}
+
+#[test]
+fn folders_are_watched_whatever_is_in_them() {
+    let bench = Bench::new(
+        r#"
+mpcc: 1
+name: folders
+stages:
+  all: { run: "echo all >> ran; find ${inputs.x} -type f | wc -l > ${outputs.y}", inputs: { x: { dir: data } }, outputs: { y: file } }
+  some: { run: "echo some >> ran; sleep 0.2; cat ${inputs.x} > ${outputs.y}", inputs: { x: { glob: "data/*.txt" } }, outputs: { y: file } }
+"#,
+    );
+    bench.write("data/a.txt", "a\n");
+    std::fs::create_dir(bench.path("data/empty")).unwrap();
+    rest();
+    let run = |expected: &[&str]| {
+        bench.mpcc("run pipeline.yaml").code(0);
+        let mut ran = bench.ran();
+        ran.sort();
+        assert_eq!(ran, expected);
+        rest();
+    };
+    run(&["all", "some"]);
+    run(&[]);
+    run(&[]);
+    bench.write("data/empty/b.dat", "b\n");
+    rest();
+    run(&["all"]);
+    run(&[]);
+
+    bench.write("data/a.txt", "A\n");
+    rest();
+    let going = bench.start("run pipeline.yaml");
+    bench.wait_for_lines("ran", 2);
+    bench.write("data/c.txt", "c\n");
+    going.wait_with_output().unwrap();
+    bench.ran();
+    rest();
+    bench.mpcc("run pipeline.yaml").code(0);
+    assert!(bench.ran().contains(&"some".to_owned()), "a file that came while the run went on is seen by the next one");
+    run(&[]);
+}
+
+#[test]
+fn a_seal_without_its_journal_is_not_enough() {
+    let bench = standing();
+    std::fs::remove_dir_all(bench.path(".mpcc/runs")).unwrap();
+    for _ in 0..2 {
+        assert!(bench.mpcc("run pipeline.yaml").code(0).out.contains("6 up to date"));
+        assert!(bench.mpcc("status").code(0).out.contains("6 up to date"));
+    }
+    bench.mpcc("run pipeline.yaml first").code(0);
+    for _ in 0..2 {
+        assert!(bench.mpcc("run pipeline.yaml").code(0).out.contains("6 up to date"));
+    }
+    assert!(bench.ran().is_empty());
+}

@@ -98,9 +98,10 @@ impl Direct {
         };
         let (memory, words) = (OutOfMemoryWatch::start(), start.words.clone());
         let (end, mut ended) = oneshot::channel();
-        // Without a board the sender is dropped, which ends the attempt.
-        if let Some(board) = &mut *self.board.lock().expect("no panic while it is held") {
-            board.insert(start.id, Waiting { end, pid: None });
+        match &mut *self.board.lock().expect("no panic while it is held") {
+            Some(board) => drop(board.insert(start.id, Waiting { end, pid: None })),
+            // The warden died a moment ago: the attempt ends at once.
+            None => drop(end),
         }
         self.ask(Ask::Start(start));
         let (end, stop) = self.until_end(options, job, &mut ended, &mut handle.orders).await;
@@ -131,6 +132,9 @@ impl Direct {
             true => words[0].clone().into(),
             false => self.find(options, &words[0]),
         };
+        if [&command.cwd, &job.log].iter().any(|path| path.to_str().is_none()) {
+            return Err(Outcome::invalid("a command cannot run in a folder whose name is not UTF-8; rename it"));
+        }
         Ok(Start { id: job.attempt.0, program, words, cwd: command.cwd.clone(), env, log: job.log.clone() })
     }
 
@@ -145,7 +149,9 @@ impl Direct {
             return known.clone();
         }
         let path = options.environment.iter().find(|(variable, _)| variable == "PATH").map(|(_, path)| path);
-        let folders = path.into_iter().flat_map(std::env::split_paths).filter(|folder| folder.is_absolute());
+        // A request is text.
+        let usable = |folder: &PathBuf| folder.is_absolute() && folder.to_str().is_some();
+        let folders = path.into_iter().flat_map(std::env::split_paths).filter(usable);
         let found = folders.map(|folder| folder.join(name)).find(|file| is_executable(file));
         if let Some(found) = &found {
             programs.insert(name.to_owned(), found.clone());

@@ -26,7 +26,6 @@ use std::process::{Command, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use nix::errno::Errno;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group, set_child_subreaper};
 use serde::{Deserialize, Serialize};
 
@@ -181,8 +180,8 @@ impl Warden {
     /// Waits for processes until the warden closes.
     fn reap(&self) {
         loop {
-            match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
-                Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) => self.ended(pid.as_raw()),
+            match wait_for_any() {
+                Ok(pid) => self.ended(pid),
                 Err(Errno::ECHILD) => {
                     let live = self.lock();
                     if live.closing {
@@ -192,8 +191,8 @@ impl Warden {
                         drop(self.busy.wait(live).unwrap_or_else(PoisonError::into_inner));
                     }
                 }
-                // Interrupted, or a state that is no end.
-                _ => {}
+                // Interrupted.
+                Err(_) => {}
             }
         }
     }
@@ -201,12 +200,14 @@ impl Warden {
     /// Reaps a process that has ended; if it was a command, sweeps up behind it.
     fn ended(&self, pid: i32) {
         let mut live = self.lock();
-        let (status, cpu_s, peak_rss_bytes) = reap_one(pid);
-        let Some(id) = live.commands.remove(&pid) else { return };
-        if let Some(group) = Pid::from_raw(pid) {
-            // An empty group is what is wanted.
+        if live.commands.contains_key(&pid)
+            && let Some(group) = Pid::from_raw(pid)
+        {
+            // Before it is reaped: until then its number is nobody else's. An empty group is what is wanted.
             let _ = kill_process_group(group, Signal::KILL);
         }
+        let (status, cpu_s, peak_rss_bytes) = reap_one(pid);
+        let Some(id) = live.commands.remove(&pid) else { return };
         loop {
             let left = strays(&live, id);
             if left.is_empty() {
@@ -248,6 +249,20 @@ fn children() -> Vec<i32> {
     lists
         .flat_map(|list| list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
         .collect()
+}
+
+/// Waits until any child is dead, and leaves it to be reaped.
+#[allow(
+    unsafe_code,
+    reason = "safe wrappers refuse processes that died of a real-time signal, which would block all others"
+)]
+fn wait_for_any() -> nix::Result<i32> {
+    // SAFETY: all zeros is a valid siginfo.
+    let mut told: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer leads to a live value of the right type.
+    Errno::result(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut told, libc::WEXITED | libc::WNOWAIT) })?;
+    // SAFETY: waitid has filled in the part of a child's end.
+    Ok(unsafe { told.si_pid() })
 }
 
 /// Takes a process that is dead or dying off the kernel's list: raw wait status, CPU seconds, peak bytes.

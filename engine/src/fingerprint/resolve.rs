@@ -117,6 +117,16 @@ pub struct Resolved {
     code: Vec<(PathBuf, Artifact)>,
 }
 
+impl Resolved {
+    /// Whether the path from outside is among its inputs.
+    fn is_fed(&self, path: &Path) -> bool {
+        self.ports.iter().flat_map(|(_, fed)| fed).any(|fed| match fed {
+            Fed::Artifact { external, .. } => external.as_deref() == Some(path),
+            Fed::Model { weights, .. } => weights.as_ref().and_then(|(_, path)| path.as_deref()) == Some(path),
+        })
+    }
+}
+
 /// Computes recipes for the nodes of one plan.
 pub struct Fingerprinter {
     plan: Arc<Plan>,
@@ -302,8 +312,13 @@ impl Fingerprinter {
             watches.extend(self.store.watch_path(path, artifact)?);
         }
         let sources = self.plan.nodes[resolved.node.0].inputs.iter().flat_map(|input| &input.sources);
-        for pattern in sources.filter_map(pattern) {
-            glob(pattern, &mut |folder| watches.push(Watch::exact(folder))).ok()?;
+        for (pattern, first_only) in sources.filter_map(pattern) {
+            // Each folder's watch is from before it is listed, and what is listed must be what the recipe was made of.
+            let found = glob(pattern, &mut |folder| watches.push(Watch::exact(folder))).ok()?;
+            let count = if first_only { 1 } else { found.len() };
+            if !found.iter().take(count).all(|found| resolved.is_fed(&found.path)) {
+                return None;
+            }
         }
         watches.iter().all(Watch::is_settled).then_some(watches)
     }
@@ -318,11 +333,11 @@ impl Fingerprinter {
     }
 }
 
-/// The pattern of a source, if it is one or a model found by one.
-fn pattern(source: &Source) -> Option<&str> {
+/// The pattern of a source, if it is one or a model found by one; of a model only the first match counts.
+fn pattern(source: &Source) -> Option<(&str, bool)> {
     match source {
-        Source::Glob { pattern } => Some(pattern),
-        Source::Model(model) => model.from.as_ref().and_then(pattern),
+        Source::Glob { pattern } => Some((pattern, false)),
+        Source::Model(model) => Some((pattern(model.from.as_ref()?)?.0, true)),
         Source::Output { .. } | Source::File { .. } | Source::Dir { .. } => None,
     }
 }

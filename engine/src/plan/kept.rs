@@ -23,6 +23,11 @@ use crate::registry::Registry;
 
 const HEAD: &[u8] = b"mpcc-plan 1\n";
 
+/// A path as it is, for names that are no text.
+fn bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_encoded_bytes()
+}
+
 /// What a pipeline is kept under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanKey(Digest);
@@ -32,13 +37,13 @@ impl PlanKey {
     pub fn new(file: &Path, options: &CompileOptions, program: &str) -> std::io::Result<Self> {
         let decides = json!([
             program,
-            std::path::absolute(file)?,
+            bytes(&std::path::absolute(file)?),
             options.profile,
             options.sets,
             options.env_present,
             options.cpus,
             options.memory,
-            options.hub_cache,
+            options.hub_cache.as_deref().map(bytes),
             options.executor,
         ]);
         Ok(Self(Digest::of(decides.to_string().as_bytes())))
@@ -83,6 +88,10 @@ impl Kept {
     pub fn load(root: &Path, key: &PlanKey, gpus: impl FnOnce() -> Option<Vec<u64>>) -> Option<Self> {
         let bytes = std::fs::read(root.join(key.place("plan"))).ok()?;
         let mut rest = open(HEAD, &bytes)?;
+        // The file's name has only the beginning of the key.
+        if rest.split_off(..32)? != key.0.as_bytes() {
+            return None;
+        }
         for _ in 0..take_count(&mut rest)? {
             if !Watch::decode(&mut rest)?.holds() {
                 return None;
@@ -121,7 +130,8 @@ fn put_count(out: &mut Vec<u8>, count: usize) {
 pub struct Fresh {
     /// The plan.
     pub plan: Plan,
-    text: Vec<u8>,
+    /// None when it holds a path that is no text.
+    text: Option<Vec<u8>>,
     seen: Vec<Watch>,
     gpus: Option<Vec<u64>>,
 }
@@ -132,29 +142,30 @@ pub struct Fresh {
 /// Every problem of the pipeline at once.
 pub fn compile(file: &Path, registry: &Registry, options: &CompileOptions) -> Result<Fresh, Diagnostics> {
     let (plan, seen) = compile_watched(file, registry, options)?;
-    let text = serde_json::to_vec(&plan).expect("a plan is plain data");
+    let text = serde_json::to_vec(&plan).ok();
     Ok(Fresh { plan, text, seen, gpus: options.gpus.clone() })
 }
 
 impl Fresh {
-    /// Which plan it is.
-    pub fn id(&self, key: PlanKey) -> PlanId {
-        PlanId { key, content: Digest::of(&self.text) }
+    /// Which plan it is; none of a plan that cannot be written down.
+    pub fn id(&self, key: PlanKey) -> Option<PlanId> {
+        Some(PlanId { key, content: Digest::of(self.text.as_deref()?) })
     }
 
     /// Keeps the plan under `key`. One that cannot be kept is no error: the next call compiles again.
     pub fn keep(&self, store: &Store, key: &PlanKey) {
+        let (Some(id), Some(text)) = (self.id(*key), &self.text) else { return };
         if !self.plan.warnings.is_empty() || !self.seen.iter().all(Watch::is_settled) {
             return;
         }
-        let mut body = Vec::new();
+        let mut body = key.0.as_bytes().to_vec();
         put_count(&mut body, self.seen.len());
         self.seen.iter().for_each(|watch| watch.encode(&mut body));
         let made_for = serde_json::to_vec(&asks_for_gpus(&self.plan).then_some(&self.gpus)).expect("plain data");
         put_count(&mut body, made_for.len());
         body.extend(made_for);
-        body.extend(self.id(*key).content.as_bytes());
-        body.extend(&self.text);
+        body.extend(id.content.as_bytes());
+        body.extend(text);
         let _ = store.keep(&key.place("plan"), &sealed(HEAD, &body));
     }
 }

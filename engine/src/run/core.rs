@@ -1,6 +1,7 @@
 //! The loop: messages in, scheduler, commands out.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 
 use super::attempt::Live;
 use super::needs::{models, names_of, with_above};
-use super::seal::Sealing;
+use super::seal::{Sealing, withdraw};
 use super::step::{CommitError, Found, Key, Prepared, Shared};
 use super::{Control, RunError, RunOptions};
 use crate::event::{Event, Summary, What};
@@ -176,16 +177,19 @@ impl<'a> Run<'a> {
         plan: &Plan,
         store: &Store,
         nodes: &BTreeSet<NodeId>,
-        options: RunOptions,
+        mut options: RunOptions,
         (executor, notes): (&'a dyn Executor, Notes),
         (inbox, events): (UnboundedSender<Message>, UnboundedSender<Event>),
     ) -> Result<Self, RunError> {
         let durations = durations(store.root(), &plan.file);
+        let stand = options.seal.take().map(|seal| seal.standing(plan, &options.forced)).unwrap_or_default();
+        if options.id.is_some() && nodes.iter().any(|id| stand.get(*id).is_none()) {
+            withdraw(store, &plan.file)?;
+        }
         let journal = Journal::create(store.root(), options.started)?;
         let tasks = nodes.iter().map(|id| (*id, task(plan, &plan.nodes[id.0], &durations))).collect();
         let RunOptions { inventory, jobs, keep_going, .. } = &options;
         let scheduler = Scheduler::new(tasks, vec![inventory.clone()], *jobs, plan.api_models.clone(), *keep_going);
-        let stand = options.seal.map(|seal| seal.standing(plan, &options.forced)).unwrap_or_default();
         let plan = Arc::new(plan.clone());
         let shared = Shared {
             fingerprinter: Fingerprinter::new(plan.clone(), store.clone(), options.numerics.clone()),
@@ -196,6 +200,7 @@ impl<'a> Run<'a> {
             folder: journal.folder().to_owned(),
             outputs: Mutex::default(),
             folders: Mutex::default(),
+            reused: AtomicU64::default(),
         };
         let mut run = Self {
             shared: Arc::new(shared),
@@ -336,7 +341,7 @@ impl<'a> Run<'a> {
         let more = {
             let mut lanes = self.lanes.lock().expect("no panic while it is held");
             lanes.due.extend(&ids);
-            let more = LANES.min(lanes.due.len()).saturating_sub(lanes.busy);
+            let more = LANES.saturating_sub(lanes.busy).min(lanes.due.len());
             lanes.busy += more;
             more
         };
@@ -372,8 +377,8 @@ impl<'a> Run<'a> {
                 _ => sealing.keep(id, &self.shared.stand),
             }
         }
-        if news {
-            let whole = nodes.len() == plan.nodes.len();
+        let whole = nodes.len() == plan.nodes.len();
+        if news || whole && !self.shared.stand.has_base {
             sealing.write(
                 &self.shared.store,
                 plan,

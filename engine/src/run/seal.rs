@@ -9,6 +9,8 @@
 //! | no seal, another plan, other numerics, a seal of another plan of this file in between | every node is keyed |
 //! | another boot of the machine: a power cut may have left stamps without content | every node is keyed |
 //!
+//! A run that has to do anything takes the seal out of force first, so that one which fails, is stopped or dies leaves none.
+//!
 //! A node stands on the word of the stat cache and no other: an exact [watch](mpcc_cache::watch) for each external file,
 //! each folder of an external directory or pattern, each code file, each object of its outputs, each published copy. A
 //! node of which any of these changed a moment ago has no place in the seal; the next run keys it and then seals it.
@@ -19,7 +21,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use mpcc_cache::{Artifact, ArtifactKind, Digest, Store, Watch};
+use mpcc_cache::{Artifact, ArtifactKind, Digest, Store, StoreError, Watch};
 
 use crate::fingerprint::Numerics;
 use crate::plan::kept::{self, PlanId};
@@ -40,6 +42,8 @@ pub(crate) struct Standing {
 /// A seal as read.
 #[derive(Debug)]
 pub struct Seal {
+    /// The journal of `base`; empty in a seal that is being written.
+    journal: PathBuf,
     /// The plan that it speaks of.
     plan: Digest,
     /// The run whose journal tells of every node; empty when it was not a run of all nodes.
@@ -73,7 +77,8 @@ impl Seal {
             return None;
         }
         let bytes = std::fs::read(root.join(id.key.place("seal"))).ok()?;
-        let seal = decode(kept::open(HEAD, &bytes)?)?;
+        let mut seal = decode(kept::open(HEAD, &bytes)?)?;
+        seal.journal = root.join("runs").join(&seal.base).join("events.jsonl");
         let same_boot = seal.boot == Store::boot() && seal.boot != [0; 16];
         (seal.plan == id.content && same_boot && seal.numerics.cpu == cpu && (!seal.gpus || seal.numerics.gpu == gpu()))
             .then_some(seal)
@@ -101,13 +106,19 @@ impl Seal {
 
     /// Whether every node of the plan stands.
     pub fn all_stand(&self) -> bool {
-        !self.base.is_empty() && self.nodes.len() == self.total && self.watches.iter().all(Watch::holds)
+        self.has_base() && self.nodes.len() == self.total && self.watches.iter().all(Watch::holds)
+    }
+
+    /// Whether the journal that tells of every node is there.
+    fn has_base(&self) -> bool {
+        !self.base.is_empty() && self.journal.is_file()
     }
 
     /// The nodes of `plan`, which is the one that the seal was loaded for, that stand when those `forced` are executed whatever the store has.
     pub(crate) fn standing(self, plan: &Plan, forced: &BTreeSet<NodeId>) -> Stand {
         let changed: BTreeSet<u32> =
             (0..).zip(&self.watches).filter(|(_, watch)| !watch.holds()).map(|(index, _)| index).collect();
+        let has_base = self.has_base();
         let mut nodes = self.nodes;
         // In topological order: what a node needs was decided before it.
         for id in plan.ids() {
@@ -118,7 +129,7 @@ impl Seal {
                 nodes.remove(&id);
             }
         }
-        Stand { watches: self.watches, nodes }
+        Stand { watches: self.watches, nodes, has_base }
     }
 }
 
@@ -127,6 +138,8 @@ impl Seal {
 pub(crate) struct Stand {
     watches: Vec<Watch>,
     nodes: BTreeMap<NodeId, Standing>,
+    /// Whether the run that left the seal can still be read.
+    pub(crate) has_base: bool,
 }
 
 impl Stand {
@@ -138,6 +151,11 @@ impl Stand {
     fn watches_of(&self, standing: &Standing) -> Vec<Watch> {
         standing.watches.iter().filter_map(|index| self.watches.get(*index as usize).cloned()).collect()
     }
+}
+
+/// Takes the seal of a pipeline `file` out of force: from here on a run changes what it speaks of, and may end anywhere.
+pub(crate) fn withdraw(store: &Store, file: &Path) -> Result<(), StoreError> {
+    store.discard(&current(file))
 }
 
 /// Collects a seal, node by node.
@@ -180,6 +198,7 @@ impl Sealing {
     /// error: the next run looks for itself.
     pub(crate) fn write(self, store: &Store, plan: &Plan, id: &PlanId, numerics: &Numerics, base: &str) {
         let seal = Seal {
+            journal: PathBuf::new(),
             plan: id.content,
             base: base.to_owned(),
             pipeline: plan.name.clone(),
@@ -277,7 +296,20 @@ fn decode(mut bytes: &[u8]) -> Option<Seal> {
     let total = take_number(bytes)? as usize;
     let watches = (0..take_number(bytes)?).map(|_| Watch::decode(bytes)).collect::<Option<_>>()?;
     let nodes = (0..take_number(bytes)?).map(|_| take_standing(bytes)).collect::<Option<_>>()?;
-    Some(Seal { plan, base, pipeline, profile, boot, numerics, gpus, tables, total, watches, nodes })
+    Some(Seal {
+        journal: PathBuf::new(),
+        plan,
+        base,
+        pipeline,
+        profile,
+        boot,
+        numerics,
+        gpus,
+        tables,
+        total,
+        watches,
+        nodes,
+    })
 }
 
 #[cfg(test)]
@@ -296,6 +328,7 @@ mod tests {
         sealing.add(NodeId(3), Digest::of(b"r"), outputs.clone(), vec![Watch::exact(&file), Watch::kind(&gone)]);
         sealing.add(NodeId(4), Digest::of(b"s"), outputs, vec![Watch::exact(&file)]);
         let seal = Seal {
+            journal: file.clone(),
             plan: Digest::of(b"plan"),
             base: "run".into(),
             pipeline: "p".into(),
@@ -310,11 +343,15 @@ mod tests {
         };
         assert_eq!(seal.watches.len(), 2, "a path that two nodes share is watched once");
         let bytes = encode(&seal);
-        let read = decode(&bytes).unwrap();
+        let read = Seal { journal: file.clone(), ..decode(&bytes).unwrap() };
         assert_eq!((&read.nodes, &read.base, read.total), (&seal.nodes, &seal.base, 2));
         assert!(read.all_stand());
         assert!((0..bytes.len()).all(|length| decode(&bytes[..length]).is_none()));
         std::fs::write(&gone, "now it is there").unwrap();
-        assert!(!decode(&bytes).unwrap().all_stand());
+        assert!(!read.all_stand());
+        std::fs::remove_file(&gone).unwrap();
+        assert!(read.all_stand());
+        std::fs::remove_file(&file).unwrap();
+        assert!(!read.all_stand(), "the journal is gone");
     }
 }

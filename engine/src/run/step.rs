@@ -1,7 +1,9 @@
 //! The steps of a node that touch files: keying, preparing, committing. They run on blocking threads.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use mpcc_cache::{Artifact, Digest, Entry, Lease, Store, StoreError, Watch};
@@ -36,6 +38,8 @@ pub(super) struct Shared {
     pub(super) outputs: Mutex<Outputs>,
     /// Folders of attempts that are over.
     pub(super) folders: Mutex<Vec<PathBuf>>,
+    /// How often one was used again.
+    pub(super) reused: AtomicU64,
 }
 
 /// A node's recipe.
@@ -239,20 +243,30 @@ impl Shared {
     }
 
     /// A folder for an attempt: one that an earlier attempt left empty, or a new one. File systems make new files slowly while
-    /// they remember many removed ones.
+    /// they remember many removed ones. It always gets a new name, so that a process which outlived its stage finds nothing
+    /// where it writes.
     fn folder(&self) -> Result<PathBuf, StoreError> {
         let used = self.folders.lock().expect("no panic while it is held").pop();
-        used.map_or_else(|| self.store.scratch("attempt"), Ok)
+        if let Some(folder) = used {
+            let number = self.reused.fetch_add(1, Ordering::Relaxed);
+            let renamed = folder.with_file_name(format!("again{number}-attempt"));
+            if std::fs::rename(&folder, &renamed).is_ok() {
+                return Ok(renamed);
+            }
+        }
+        self.store.scratch("attempt")
     }
 
     /// Takes an attempt's folder back, empty; what lies in it is removed.
     pub(super) fn take_back(&self, folder: PathBuf) {
         let outputs = Job::outputs_in(&folder);
-        let only_outputs = |path: &Path, allowed: &Path| {
+        let holds = |path: &Path, allowed: Option<&Path>| {
             std::fs::read_dir(path)
-                .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|e| e.path() == allowed)))
+                .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|e| Some(e.path().as_path()) == allowed)))
         };
-        if only_outputs(&folder, &outputs) && only_outputs(&outputs, Path::new("")) {
+        // A link in its place leads elsewhere, and a stage may have changed its permissions.
+        let plain = outputs.symlink_metadata().is_ok_and(|meta| meta.is_dir() && meta.mode() & 0o700 == 0o700);
+        if plain && holds(&folder, Some(&outputs)) && holds(&outputs, None) {
             self.folders.lock().expect("no panic while it is held").push(folder);
         } else {
             // What cannot be removed now goes when the store is closed.
