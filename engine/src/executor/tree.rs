@@ -68,6 +68,11 @@ fn parents() -> Vec<(i32, i32)> {
     numbers.filter_map(|number| Some((number, parent(number)?))).collect()
 }
 
+/// Whether process `number` is there and no zombie.
+pub fn is_running(number: i32) -> bool {
+    parent(number).is_some()
+}
+
 /// The parent of process `number`; none when it is gone or a zombie.
 fn parent(number: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{number}/stat")).ok()?;

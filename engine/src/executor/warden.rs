@@ -24,15 +24,19 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group, set_child_subreaper};
 use serde::{Deserialize, Serialize};
 
-use super::tree::{descendants, kill_descendants};
+use super::tree::{descendants, is_running, kill_descendants};
 
 /// The variable by which a stray process is known to belong to a stage.
 pub const MARK: &str = "MPCC_ATTEMPT";
+
+/// How often an empty environment is looked at, a millisecond apart.
+const LOOKS: u32 = 20;
 
 /// What the engine asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -234,12 +238,24 @@ fn spawn(start: &Start) -> io::Result<i32> {
 /// The warden's own children that are no commands but carry the mark of attempt `id`: they lost their parents.
 fn strays(live: &Live, id: u64) -> Vec<Pid> {
     let mark = format!("{MARK}={id}");
-    let marked = |pid: &i32| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
-    };
     let orphans = children().into_iter().filter(|pid| !live.commands.contains_key(pid));
-    orphans.filter(marked).filter_map(Pid::from_raw).collect()
+    orphans.filter(|pid| carries(*pid, mark.as_bytes())).filter_map(Pid::from_raw).collect()
+}
+
+/// Whether a process carries the mark. While it replaces its program its environment reads empty for a moment, so an empty one
+/// is looked at again.
+fn carries(pid: i32, mark: &[u8]) -> bool {
+    for _ in 0..LOOKS {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        if !environment.is_empty() {
+            return environment.split(|byte| *byte == 0).any(|variable| variable == mark);
+        }
+        if !is_running(pid) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    false
 }
 
 /// The direct children of this process, dead ones included.
