@@ -79,11 +79,6 @@ impl Watch {
         self.seen != Seen::Nothing
     }
 
-    /// Whether there was a directory; for a watch made by [`Watch::kind`].
-    pub fn is_dir(&self) -> bool {
-        self.seen == Seen::Dir
-    }
-
     /// Whether the path is still what it was.
     pub fn holds(&self) -> bool {
         let io = Io::default();
@@ -113,14 +108,14 @@ impl Watch {
     /// Takes a watch off the front of `bytes`; `None` when they hold none.
     pub fn decode(bytes: &mut &[u8]) -> Option<Self> {
         use std::os::unix::ffi::OsStrExt;
-        let length = u32::from_le_bytes(take(bytes, 4)?.try_into().ok()?) as usize;
-        let path = PathBuf::from(std::ffi::OsStr::from_bytes(take(bytes, length)?));
-        let seen = match take(bytes, 1)?[0] {
+        let length = u32::from_le_bytes(bytes.split_off(..4)?.try_into().ok()?) as usize;
+        let path = PathBuf::from(std::ffi::OsStr::from_bytes(bytes.split_off(..length)?));
+        let seen = match bytes.split_off(..1)?[0] {
             0 => Seen::Nothing,
             1 => Seen::File,
             2 => Seen::Dir,
             3 => {
-                let words = take(bytes, 40)?;
+                let words = bytes.split_off(..40)?;
                 Seen::Exactly(Key::from_words(words))
             }
             _ => return None,
@@ -129,14 +124,8 @@ impl Watch {
     }
 }
 
-fn take<'b>(bytes: &mut &'b [u8], count: usize) -> Option<&'b [u8]> {
-    let (head, tail) = bytes.split_at_checked(count)?;
-    *bytes = tail;
-    Some(head)
-}
-
-/// Watches under which an artifact is at a path, from what the stat cache knows; `None` when it does not know it all, or a
-/// file has changed a moment ago.
+// Watches under which an artifact is at a path, from what the stat cache knows; `None` when it does not know it all, or a file
+// has changed a moment ago.
 impl Core {
     fn watch_file(&self, path: &Path, digest: &Digest) -> Option<Watch> {
         let stat = self.io.stat_target(path).ok().filter(|stat| stat.kind == FileKind::File)?;

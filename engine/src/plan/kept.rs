@@ -118,11 +118,13 @@ impl Kept {
     }
 }
 
-fn take_count(bytes: &mut &[u8]) -> Option<u32> {
+/// Takes a count that [`put_count`] wrote off the front of `bytes`.
+pub(crate) fn take_count(bytes: &mut &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.split_off(..4)?.try_into().ok()?))
 }
 
-fn put_count(out: &mut Vec<u8>, count: usize) {
+/// Appends a count. One that does not fit is written as the largest, which no reader finds enough bytes for.
+pub(crate) fn put_count(out: &mut Vec<u8>, count: usize) {
     out.extend(u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
 }
 

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use mpcc_cache::{Artifact, ArtifactKind, Digest, Store, StoreError, Watch};
 
 use crate::fingerprint::Numerics;
-use crate::plan::kept::{self, PlanId};
+use crate::plan::kept::{self, PlanId, put_count, take_count};
 use crate::plan::{NodeId, Plan};
 use crate::port::PortType;
 
@@ -220,12 +220,8 @@ impl Sealing {
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
-    put_number(out, text.len());
+    put_count(out, text.len());
     out.extend(text.as_bytes());
-}
-
-fn put_number(out: &mut Vec<u8>, number: usize) {
-    out.extend(u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes());
 }
 
 fn encode(seal: &Seal) -> Vec<u8> {
@@ -236,32 +232,28 @@ fn encode(seal: &Seal) -> Vec<u8> {
     }
     out.extend(seal.boot);
     out.extend([u8::from(seal.gpus), u8::from(seal.tables)]);
-    put_number(&mut out, seal.total);
-    put_number(&mut out, seal.watches.len());
+    put_count(&mut out, seal.total);
+    put_count(&mut out, seal.watches.len());
     seal.watches.iter().for_each(|watch| watch.encode(&mut out));
-    put_number(&mut out, seal.nodes.len());
+    put_count(&mut out, seal.nodes.len());
     for (NodeId(id), standing) in &seal.nodes {
-        put_number(&mut out, *id);
+        put_count(&mut out, *id);
         out.extend(standing.recipe.as_bytes());
-        put_number(&mut out, standing.outputs.len());
+        put_count(&mut out, standing.outputs.len());
         for (port, artifact) in &standing.outputs {
             put_text(&mut out, port);
             out.push(u8::from(artifact.kind == ArtifactKind::Tree));
             out.extend(artifact.digest.as_bytes());
             out.extend(artifact.bytes.to_le_bytes());
         }
-        put_number(&mut out, standing.watches.len());
-        standing.watches.iter().for_each(|place| put_number(&mut out, *place as usize));
+        put_count(&mut out, standing.watches.len());
+        standing.watches.iter().for_each(|place| put_count(&mut out, *place as usize));
     }
     out
 }
 
-fn take_number(bytes: &mut &[u8]) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.split_off(..4)?.try_into().ok()?))
-}
-
 fn take_text(bytes: &mut &[u8]) -> Option<String> {
-    let length = take_number(bytes)? as usize;
+    let length = take_count(bytes)? as usize;
     String::from_utf8(bytes.split_off(..length)?.to_vec()).ok()
 }
 
@@ -278,10 +270,10 @@ fn take_output(bytes: &mut &[u8]) -> Option<(String, Artifact)> {
 }
 
 fn take_standing(bytes: &mut &[u8]) -> Option<(NodeId, Standing)> {
-    let id = NodeId(take_number(bytes)? as usize);
+    let id = NodeId(take_count(bytes)? as usize);
     let recipe = take_digest(bytes)?;
-    let outputs = (0..take_number(bytes)?).map(|_| take_output(bytes)).collect::<Option<_>>()?;
-    let watches = (0..take_number(bytes)?).map(|_| take_number(bytes)).collect::<Option<_>>()?;
+    let outputs = (0..take_count(bytes)?).map(|_| take_output(bytes)).collect::<Option<_>>()?;
+    let watches = (0..take_count(bytes)?).map(|_| take_count(bytes)).collect::<Option<_>>()?;
     Some((id, Standing { recipe, outputs, watches }))
 }
 
@@ -293,9 +285,9 @@ fn decode(mut bytes: &[u8]) -> Option<Seal> {
     let numerics = Numerics { cpu: take_text(bytes)?, gpu: take_text(bytes)? };
     let boot = bytes.split_off(..16)?.try_into().ok()?;
     let [gpus, tables] = [bytes.split_off(..1)?[0] == 1, bytes.split_off(..1)?[0] == 1];
-    let total = take_number(bytes)? as usize;
-    let watches = (0..take_number(bytes)?).map(|_| Watch::decode(bytes)).collect::<Option<_>>()?;
-    let nodes = (0..take_number(bytes)?).map(|_| take_standing(bytes)).collect::<Option<_>>()?;
+    let total = take_count(bytes)? as usize;
+    let watches = (0..take_count(bytes)?).map(|_| Watch::decode(bytes)).collect::<Option<_>>()?;
+    let nodes = (0..take_count(bytes)?).map(|_| take_standing(bytes)).collect::<Option<_>>()?;
     Some(Seal {
         journal: PathBuf::new(),
         plan,
