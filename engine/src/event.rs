@@ -11,7 +11,7 @@ use mpcc_cache::{Artifact, Digest};
 use serde::{Deserialize, Serialize};
 
 use crate::scheduler::Verdict;
-use crate::stage::{Coordinates, Note};
+use crate::stage::{Coordinates, Note, Spent};
 
 /// Version of the stream. Raised when a field changes its meaning or goes away.
 pub const VERSION: u32 = 1;
@@ -152,6 +152,9 @@ pub enum What {
         /// Requests answered from the memo and computed anew; absent when the stage has none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         memo: Option<MemoCount>,
+        /// What its requests to served models came to, over all attempts of this run; absent when it made none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        spent: Option<Spent>,
     },
     /// The node failed for good.
     #[serde(rename = "node.failed")]
@@ -169,6 +172,9 @@ pub enum What {
         /// Whether the machine is to blame (the store, a process that cannot be started) rather than the stage.
         #[serde(default)]
         machine: bool,
+        /// What its requests to served models came to, over all attempts; absent when it made none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        spent: Option<Spent>,
     },
     /// The node is below a failure.
     #[serde(rename = "node.skipped")]
@@ -235,6 +241,9 @@ pub struct Summary {
     /// Whether the machine is to blame for a failure.
     #[serde(default)]
     pub machine: bool,
+    /// What requests to served models came to, those of failed and cancelled attempts too; absent when none was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spent: Option<Spent>,
 }
 
 impl Summary {

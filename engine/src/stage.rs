@@ -183,6 +183,62 @@ pub enum Note {
         /// Computed anew.
         misses: u64,
     },
+    /// What the requests of this attempt to served models came to, in total so far.
+    Usage {
+        /// Requests sent; one that is tried again counts again.
+        requests: u64,
+        /// Tokens of the prompts, as the servers count them.
+        prompt_tokens: u64,
+        /// Tokens of the answers, likewise.
+        completion_tokens: u64,
+        /// US dollars, at the prices that the pipeline states; 0 without prices.
+        cost: f64,
+    },
+}
+
+/// What requests to served models came to. Answers from the memo cost nothing and are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spent {
+    /// Requests sent; one that is tried again counts again.
+    pub requests: u64,
+    /// Tokens of the prompts, as the servers count them.
+    pub prompt_tokens: u64,
+    /// Tokens of the answers, likewise.
+    pub completion_tokens: u64,
+    /// US dollars, at the prices that the pipeline states; 0 without prices.
+    pub cost: f64,
+}
+
+impl Spent {
+    /// What a note tells; nothing unless it is [`Note::Usage`].
+    pub fn of(note: &Note) -> Option<Self> {
+        let Note::Usage { requests, prompt_tokens, completion_tokens, cost } = *note else { return None };
+        Some(Self { requests, prompt_tokens, completion_tokens, cost })
+    }
+
+    /// Tokens of prompts and answers.
+    pub fn tokens(&self) -> u64 {
+        self.prompt_tokens + self.completion_tokens
+    }
+}
+
+impl std::ops::Add for Spent {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            requests: self.requests + other.requests,
+            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
+            completion_tokens: self.completion_tokens + other.completion_tokens,
+            cost: self.cost + other.cost,
+        }
+    }
+}
+
+impl std::iter::Sum for Spent {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), std::ops::Add::add)
+    }
 }
 
 /// Receives the notes of a running stage.

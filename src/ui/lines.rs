@@ -3,7 +3,7 @@
 use mpcc_engine::event::{MemoCount, What};
 use mpcc_engine::stage::Note;
 
-use super::seconds;
+use super::{seconds, spent};
 
 /// What to say of an event; nothing for those that only move a bar.
 pub(crate) fn line(what: &What) -> Option<String> {
@@ -18,8 +18,9 @@ pub(crate) fn line(what: &What) -> Option<String> {
             format!("{node}: {message}; attempt {attempt} in {}", seconds(*delay_s))
         }
         What::NodeCached { node, .. } => format!("{node}: up to date"),
-        What::NodeFinished { node, wall_s, memo, .. } => {
-            format!("{node}: done in {}{}", seconds(*wall_s), memo_text(memo.as_ref()))
+        What::NodeFinished { node, wall_s, memo, spent, .. } => {
+            let spent = spent.map(|spent| format!(", {}", spent::text(&spent))).unwrap_or_default();
+            format!("{node}: done in {}{}{spent}", seconds(*wall_s), memo_text(memo.as_ref()))
         }
         What::NodeFailed { node, message, .. } => format!("{node}: failed: {message}"),
         What::NodeSkipped { node, because } => format!("{node}: skipped, {because} failed"),

@@ -12,6 +12,7 @@ pub(crate) mod json;
 pub(crate) mod lines;
 pub(crate) mod plain;
 pub(crate) mod reasons;
+pub(crate) mod spent;
 pub(crate) mod summary;
 pub(crate) mod tables;
 pub(crate) mod timeline;

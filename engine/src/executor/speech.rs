@@ -29,7 +29,7 @@ pub enum Said {
     },
 }
 
-/// Progress and memo counts are said at most this often; the last ones are always said.
+/// Progress, memo counts and usage are said at most this often; the last ones are always said.
 const EVERY: Duration = Duration::from_millis(100);
 
 /// The worker's end of the pipe.
@@ -42,6 +42,7 @@ struct Pipe {
     file: File,
     progress: Throttle,
     memo: Throttle,
+    usage: Throttle,
 }
 
 /// Holds back notes that come too fast; each replaces the one before it.
@@ -68,14 +69,15 @@ impl Throttle {
 impl Speech {
     /// Speaks into `file`; secrets that `redactor` knows never pass.
     pub fn new(file: File, redactor: Redactor) -> Self {
-        let pipe = Pipe { file, progress: Throttle::default(), memo: Throttle::default() };
+        let pipe = Pipe { file, progress: Throttle::default(), memo: Throttle::default(), usage: Throttle::default() };
         Self { pipe: Mutex::new(pipe), redactor }
     }
 
     /// Says how the attempt ended.
     pub fn end(&self, outcome: Outcome, usage: Usage) -> io::Result<()> {
         let mut pipe = self.pipe.lock().expect("no speaker panics");
-        for held in [pipe.progress.held.take(), pipe.memo.held.take()].into_iter().flatten() {
+        let held = [pipe.progress.held.take(), pipe.memo.held.take(), pipe.usage.held.take()];
+        for held in held.into_iter().flatten() {
             self.say(&mut pipe, &Said::Note(held))?;
         }
         self.say(&mut pipe, &Said::End { outcome, usage })
@@ -93,6 +95,7 @@ impl NoteSink for Speech {
         let due = match &note {
             Note::Progress { .. } => pipe.progress.pass(note),
             Note::Memo { .. } => pipe.memo.pass(note),
+            Note::Usage { .. } => pipe.usage.pass(note),
             _ => Some(note),
         };
         if let Some(note) = due {
@@ -106,6 +109,10 @@ impl NoteSink for Speech {
 mod tests {
     use super::*;
 
+    fn usage(requests: u64) -> Note {
+        Note::Usage { requests, prompt_tokens: 10 * requests, completion_tokens: requests, cost: 0.5 }
+    }
+
     #[test]
     fn fast_progress_is_thinned_but_its_end_is_said() {
         let path = tempfile::NamedTempFile::new().unwrap();
@@ -114,6 +121,7 @@ mod tests {
         for done in 0..1000 {
             speech.note(Note::Progress { done, total: 1000, unit: "steps".into() });
             speech.note(Note::Memo { hits: done, misses: 0 });
+            speech.note(usage(done));
         }
         speech.note(Note::Warning { message: "the key is hunter2".into() });
         speech.end(Outcome::Done, Usage::default()).unwrap();
@@ -122,6 +130,7 @@ mod tests {
         assert!(said.len() < 100, "{}", said.len());
         assert!(said.contains(&Said::Note(Note::Progress { done: 999, total: 1000, unit: "steps".into() })));
         assert!(said.contains(&Said::Note(Note::Memo { hits: 999, misses: 0 })));
+        assert!(said.contains(&Said::Note(usage(999))));
         assert!(said.contains(&Said::Note(Note::Warning { message: "the key is ***".into() })));
         assert!(matches!(said.last(), Some(Said::End { outcome: Outcome::Done, .. })));
     }

@@ -9,7 +9,7 @@
 //! be missing, which costs nothing but history. While its run lives, the journal file is locked; a journal without
 //! `run.finished` whose lock is free belongs to a run that was killed.
 //!
-//! Of the progress notes of a node at most one a second is kept.
+//! Of the progress notes of a node at most one a second is kept, and likewise of its memo counts and of its usage.
 
 mod record;
 mod runs;

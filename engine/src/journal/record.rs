@@ -7,7 +7,7 @@ use mpcc_cache::{Artifact, Digest};
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Header, MemoCount, Summary, What};
-use crate::stage::Note;
+use crate::stage::{Note, Spent};
 
 /// Where a node is, as far as the events tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -64,6 +64,11 @@ pub struct NodeRecord {
     pub peak_rss_bytes: Option<u64>,
     /// Requests answered from the memo and computed anew.
     pub memo: Option<MemoCount>,
+    /// What its requests to served models came to, over all attempts of this run.
+    pub spent: Option<Spent>,
+    /// That of the attempts before the present one.
+    #[serde(skip)]
+    spent_before: Option<Spent>,
     /// Done, total, unit of its last progress note.
     pub progress: Option<(u64, u64, String)>,
     /// Named numbers, the last value of each.
@@ -116,6 +121,8 @@ impl NodeRecord {
             cpu_s: None,
             peak_rss_bytes: None,
             memo: None,
+            spent: None,
+            spent_before: None,
             progress: None,
             metrics: BTreeMap::new(),
             warnings: Vec::new(),
@@ -138,6 +145,9 @@ impl NodeRecord {
                 self.metrics.insert(name.clone(), *value);
             }
             Note::Memo { hits, misses } => self.memo = Some(MemoCount { hits: *hits, misses: *misses }),
+            Note::Usage { .. } => {
+                self.spent = Spent::of(note).map(|spent| self.spent_before.unwrap_or_default() + spent);
+            }
         }
     }
 
@@ -147,6 +157,7 @@ impl NodeRecord {
                 self.status = Status::Running;
                 self.attempts = *attempt;
                 self.started_s = Some(at_s);
+                self.spent_before = self.spent;
                 self.log = Some(log.clone());
             }
             What::NodeNote { note, .. } => self.note(note),
@@ -162,12 +173,13 @@ impl NodeRecord {
                 self.wall_s = *saved_s;
             }
             What::NodeFinished { .. } => self.finished(what, at_s),
-            What::NodeFailed { message, attempts, log, wall_s, .. } => {
+            What::NodeFailed { message, attempts, log, wall_s, spent, .. } => {
                 self.end(Status::Failed, at_s);
                 self.message = Some(message.clone());
                 self.attempts = *attempts;
                 self.log = log.clone();
                 self.wall_s = Some(*wall_s);
+                self.spent = spent.or(self.spent);
             }
             What::NodeSkipped { because, .. } => {
                 self.end(Status::Skipped, at_s);
@@ -183,7 +195,9 @@ impl NodeRecord {
     }
 
     fn finished(&mut self, what: &What, at_s: f64) {
-        let What::NodeFinished { recipe, outputs, wall_s, cpu_s, peak_rss_bytes, memo, .. } = what else { return };
+        let What::NodeFinished { recipe, outputs, wall_s, cpu_s, peak_rss_bytes, memo, spent, .. } = what else {
+            return;
+        };
         self.end(Status::Executed, at_s);
         self.message = None;
         self.recipe = Some(*recipe);
@@ -192,6 +206,7 @@ impl NodeRecord {
         self.cpu_s = Some(*cpu_s);
         self.peak_rss_bytes = Some(*peak_rss_bytes);
         self.memo = *memo;
+        self.spent = *spent;
     }
 }
 

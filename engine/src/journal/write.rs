@@ -15,8 +15,27 @@ use crate::stage::Note;
 /// Bytes of lines that may wait to be written.
 const HELD: usize = 64 << 10;
 
-/// Seconds between two kept progress notes of a node.
+/// Seconds between two kept counting notes of one sort of a node.
 const PROGRESS_S: f64 = 1.0;
+
+/// The notes that come often and replace each other.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Count {
+    Progress,
+    Memo,
+    Usage,
+}
+
+impl Count {
+    fn of(note: &Note) -> Option<Self> {
+        match note {
+            Note::Progress { .. } => Some(Self::Progress),
+            Note::Memo { .. } => Some(Self::Memo),
+            Note::Usage { .. } => Some(Self::Usage),
+            Note::Info { .. } | Note::Warning { .. } | Note::Metric { .. } => None,
+        }
+    }
+}
 
 /// The journal of a run that is going on.
 pub struct Journal {
@@ -26,8 +45,8 @@ pub struct Journal {
     file: File,
     /// Lines that are not written yet: what the store tells anyhow may wait for the next other event.
     held: Vec<u8>,
-    /// When the last progress note of a node was kept.
-    progress: BTreeMap<String, f64>,
+    /// When the last note of each counting sort of a node was kept.
+    counted: BTreeMap<(String, Count), f64>,
 }
 
 impl Journal {
@@ -40,7 +59,7 @@ impl Journal {
         let file = File::create_new(&path).map_err(|error| JournalError::io(&path, error))?;
         // Some network file systems have no locks; then a killed run looks like one that is going on.
         let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
-        Ok(Self { id, folder, file, held: Vec::new(), progress: BTreeMap::new() })
+        Ok(Self { id, folder, file, held: Vec::new(), counted: BTreeMap::new() })
     }
 
     /// The run's id.
@@ -74,11 +93,12 @@ impl Journal {
     }
 
     fn keeps(&mut self, event: &Event) -> bool {
-        let What::NodeNote { node, note: Note::Progress { .. } | Note::Memo { .. } } = &event.what else { return true };
-        let last = self.progress.get(node).copied().unwrap_or(f64::NEG_INFINITY);
-        let due = event.at_s - last >= PROGRESS_S;
+        let What::NodeNote { node, note } = &event.what else { return true };
+        let Some(count) = Count::of(note) else { return true };
+        let key = (node.clone(), count);
+        let due = self.counted.get(&key).is_none_or(|last| event.at_s - last >= PROGRESS_S);
         if due {
-            self.progress.insert(node.clone(), event.at_s);
+            self.counted.insert(key, event.at_s);
         }
         due
     }

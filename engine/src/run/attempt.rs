@@ -15,7 +15,7 @@ use crate::fingerprint::KeyError;
 use crate::job::{AttemptId, Job, Outcome, Usage};
 use crate::plan::NodeId;
 use crate::scheduler::{Command, End, Input};
-use crate::stage::Note;
+use crate::stage::{Note, Spent};
 
 /// An attempt under way.
 pub(super) struct Live {
@@ -28,6 +28,7 @@ pub(super) struct Live {
     lease: Option<Lease>,
     folder: Option<PathBuf>,
     memo: Option<MemoCount>,
+    pub(super) spent: Option<Spent>,
 }
 
 impl Live {
@@ -36,6 +37,7 @@ impl Live {
         if let Note::Memo { hits, misses } = note {
             self.memo = Some(MemoCount { hits: *hits, misses: *misses });
         }
+        self.spent = Spent::of(note).or(self.spent);
     }
 }
 
@@ -62,6 +64,7 @@ impl Run<'_> {
             lease: None,
             folder: None,
             memo: None,
+            spent: None,
         };
         self.live.insert(id, live);
         self.blocking(move |shared| Message::Prepared(id, shared.prepare(id, &key, number, held, &slots)));
@@ -166,7 +169,8 @@ impl Run<'_> {
         };
         let Usage { wall_s, cpu_s, peak_rss_bytes } = usage;
         let (node, recipe, memo) = (self.name(id), self.keys[&id].recipe, self.live[&id].memo);
-        self.say(What::NodeFinished { node, recipe, outputs, wall_s, cpu_s, peak_rss_bytes, memo })?;
+        let spent = self.spent(id);
+        self.say(What::NodeFinished { node, recipe, outputs, wall_s, cpu_s, peak_rss_bytes, memo, spent })?;
         self.say_published(id, published)?;
         self.end(id, End::Done)
     }
@@ -205,6 +209,10 @@ impl Run<'_> {
     /// Ends the attempt's lease and takes its folder back; its grant, if it still has one.
     fn retire(&mut self, id: NodeId) -> Option<Grant> {
         let live = self.live.remove(&id).expect("it is under way");
+        if let Some(spent) = live.spent {
+            let all = self.spent.entry(id).or_default();
+            *all = *all + spent;
+        }
         if let Some(folder) = live.folder {
             let shared = self.shared.clone();
             tokio::task::spawn_blocking(move || shared.take_back(folder));

@@ -24,7 +24,7 @@ use crate::plan::kept::PlanId;
 use crate::plan::{Action, Node, NodeId, Plan};
 use crate::resources::{Inventory, Unfit};
 use crate::scheduler::{Command, Input, Keyed, Scheduler, State, Task};
-use crate::stage::Note;
+use crate::stage::{Note, Spent};
 
 /// Keying, or taking outputs, that lasts longer holds no other node back.
 pub(super) const SLOW: Duration = Duration::from_millis(100);
@@ -79,6 +79,8 @@ pub(super) struct Run<'a> {
     pub(super) events: UnboundedSender<Event>,
     pub(super) began: Instant,
     pub(super) durations: BTreeMap<String, f64>,
+    /// What the attempts that are over have spent.
+    pub(super) spent: BTreeMap<NodeId, Spent>,
     pub(super) stopped: bool,
     pub(super) finished: Option<Summary>,
 }
@@ -221,6 +223,7 @@ impl<'a> Run<'a> {
             events,
             began: Instant::now(),
             durations,
+            spent: BTreeMap::new(),
             stopped: false,
             finished: None,
         };

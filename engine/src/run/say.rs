@@ -12,7 +12,7 @@ use super::step::Found;
 use crate::event::{Event, Header, Summary, VERSION, What};
 use crate::plan::{Action, Node, NodeId};
 use crate::scheduler::Verdict;
-use crate::stage::Note;
+use crate::stage::{Note, Spent};
 
 impl Run<'_> {
     pub(super) fn say_started(&mut self, nodes: &BTreeSet<NodeId>, started: Timestamp) -> Result<(), RunError> {
@@ -76,6 +76,14 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// What a node's requests have come to, the present attempt included.
+    pub(super) fn spent(&self, id: NodeId) -> Option<Spent> {
+        let now = self.live.get(&id).and_then(|live| live.spent);
+        let before = self.spent.get(&id).copied();
+        now.or(before)?;
+        Some(before.unwrap_or_default() + now.unwrap_or_default())
+    }
+
     pub(super) fn say_failed(
         &mut self,
         id: NodeId,
@@ -87,7 +95,8 @@ impl Run<'_> {
         self.machine |= machine;
         let node = self.name(id);
         let log = (attempts > 0).then(|| self.journal.log(&node));
-        self.say(What::NodeFailed { node, message, attempts, log, wall_s, machine })
+        let spent = self.spent(id);
+        self.say(What::NodeFailed { node, message, attempts, log, wall_s, machine, spent })
     }
 
     /// Says how a node ended that did not run to its end.
@@ -112,6 +121,8 @@ impl Run<'_> {
         for (_, verdict) in self.scheduler.verdicts() {
             summary.count(verdict);
         }
+        let spent: Spent = self.spent.values().copied().sum();
+        summary.spent = (spent != Spent::default()).then_some(spent);
         summary.interrupted = self.stopped && summary.cancelled > 0;
         summary.wall_s = (self.began.elapsed().as_secs_f64() * 1e6).round() / 1e6;
         self.finished = Some(summary);

@@ -16,7 +16,7 @@ use crate::journal::{self, Status};
 use crate::plan::{Action, Missing, MissingKind, Node, NodeId, Plan, PlannedInput, PlannedOutput, Source};
 use crate::port::{OutputPort, PortType};
 use crate::resources::{CpuLevel, Inventory, Resources};
-use crate::stage::{Bound, Note};
+use crate::stage::{Bound, Note, Spent};
 
 /// A node that makes `y`, a file, from the files of `above`.
 pub(crate) fn node(name: &str, above: &[usize]) -> Node {
@@ -486,6 +486,34 @@ async fn the_journal_tells_what_the_events_told() {
     assert_eq!(bench.latest().node("b").unwrap().wall_s, Some(1.0), "a cached node carries its duration along");
     assert_eq!(journal::read(bench.store.root(), "20231114-221320-000").unwrap().id, "20231114-221320-000");
     assert_eq!(bench.latest().id, "20231114-221320-000-2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_are_counted_over_all_attempts_and_nodes() {
+    let (bench, mut plan) = (Bench::new(), plan(vec![node("a", &[]), node("b", &[]), node("c", &[])]));
+    plan.nodes[0].retries = 1;
+    let tries = Arc::new(Mutex::new(0));
+    let usage = |requests: u64| Note::Usage { requests, prompt_tokens: 100, completion_tokens: 10, cost: 0.25 };
+    let executor = ScriptedExecutor::new(move |job| {
+        write_job(job);
+        let mut tries = tries.lock().unwrap();
+        *tries += u32::from(job.node == "a");
+        let fails = job.node == "b" || job.node == "a" && *tries == 1;
+        let notes = if job.node == "c" { Vec::new() } else { vec![usage(1), usage(2)] };
+        Script { notes, outcome: if fails { Outcome::failed("no luck") } else { Outcome::Done }, ..second() }
+    });
+    let options = RunOptions { keep_going: true, ..bench.options(&plan) };
+    let ran = bench.run_with(&plan, &executor, options).await;
+    let spent = |attempts: u64| {
+        let cost = 0.25 * attempts as f64;
+        Some(Spent { requests: 2 * attempts, prompt_tokens: 100 * attempts, completion_tokens: 10 * attempts, cost })
+    };
+    let read = bench.latest();
+    assert_eq!(read.node("a").unwrap().spent, spent(2), "a failed attempt costs as much as another");
+    assert_eq!(read.node("b").unwrap().spent, spent(1));
+    assert_eq!(read.node("c").unwrap().spent, None);
+    assert_eq!((ran.summary.spent, read.summary.unwrap().spent), (spent(3), spent(3)));
+    assert_eq!(bench.run(&plan, &copier()).await.summary.spent, None);
 }
 
 #[tokio::test]
