@@ -10,6 +10,11 @@ pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// Secrets by the names of their variables.
+pub(crate) fn secrets() -> mpcc_engine::asking::Secrets {
+    std::sync::Arc::new(variable)
+}
+
 /// Names of the variables that are set and not empty.
 pub(crate) fn names() -> BTreeSet<String> {
     let set = std::env::vars_os().filter(|(_, value)| !value.is_empty());

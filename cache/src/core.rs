@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::bytes::ByteLocks;
 use crate::entries::Entries;
 use crate::io::Io;
 use crate::lease::Leases;
+use crate::ledger::Ledger;
 use crate::manifest::Manifest;
 use crate::pairs::Pairs;
 use crate::statcache::StatCache;
@@ -44,6 +46,11 @@ pub(crate) struct Core {
     /// What was quarantined and nobody has asked about yet.
     pub(crate) damage: Mutex<Vec<Damage>>,
     pub(crate) leases: Arc<Leases>,
+    /// Requests that somebody is answering.
+    pub(crate) claims: ByteLocks,
+    /// Requests that served models are answering.
+    pub(crate) slots: ByteLocks,
+    pub(crate) ledger: Ledger,
     pub(crate) reflinks: AtomicBool,
     pub(crate) counter: AtomicU64,
 }
@@ -59,6 +66,9 @@ impl Core {
             witnessed: Mutex::new(BTreeSet::new()),
             damage: Mutex::new(Vec::new()),
             leases: Arc::default(),
+            claims: ByteLocks::new(io.clone(), root.join("leases").join("requests")),
+            slots: ByteLocks::new(io.clone(), root.join("leases").join("slots")),
+            ledger: Ledger::new(io.clone(), root.join("ledger"), &writer),
             reflinks: AtomicBool::new(true),
             counter: AtomicU64::new(0),
             root,

@@ -41,6 +41,23 @@ impl Digest {
     }
 }
 
+/// What many digested texts begin with, digested once.
+pub struct Prefix(blake3::Hasher);
+
+impl Prefix {
+    /// Texts that begin with `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(bytes);
+        Self(hasher)
+    }
+
+    /// The digest of the prefix and `rest`: that of both as one text.
+    pub fn digest(&self, rest: &[u8]) -> Digest {
+        Digest(*self.0.clone().update(rest).finalize().as_bytes())
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.hex())

@@ -220,6 +220,7 @@ impl Store {
         core.entries.lock().expect("no panic while entries are held").rewrite(&live.entries, &temporary)?;
         core.latest.compact(&core.temporary()?)?;
         core.published.compact(&core.temporary()?)?;
+        core.ledger.compact(&core.temporary()?)?;
         core.stats.compact(&core.temporary()?)?;
         core.manifests.lock().expect("no panic while manifests are held").clear();
         let memo = self.memo();

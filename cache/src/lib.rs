@@ -3,6 +3,7 @@
 //! [`Store`] is the one handle. `docs/cache.md` says what it promises and what it assumes of the file system.
 
 pub mod artifact;
+mod bytes;
 mod core;
 pub mod digest;
 pub mod entries;
@@ -10,6 +11,7 @@ pub mod error;
 pub mod gc;
 pub mod io;
 pub mod lease;
+pub mod ledger;
 mod lock;
 mod log;
 pub mod manifest;
@@ -29,12 +31,14 @@ pub mod watch;
 
 pub use self::core::Damage;
 pub use artifact::{Artifact, ArtifactKind};
+pub use bytes::ByteLock;
 pub use digest::Digest;
 pub use entries::Entry;
 pub use error::StoreError;
 pub use gc::{GcOptions, GcReport, Keep};
 pub use io::{Faults, Op, Verdict};
 pub use lease::Lease;
+pub use ledger::{Balance, Charge, Ledger};
 pub use manifest::{Manifest, TreeFile};
 pub use memo::{MemoStats, MemoStore};
 pub use recipe::{Change, Recipe};

@@ -138,6 +138,18 @@ impl Space {
         }
     }
 
+    /// Looks at what others have written only for keys that are not known, and then at most every 10 ms.
+    fn contains(&mut self, key: &Digest) -> bool {
+        if !self.map.contains_key(key) {
+            let Self { log, map, .. } = self;
+            // What cannot be read is not there.
+            let _ = log.refresh_recent(|record| {
+                map.insert(record.key, record.place);
+            });
+        }
+        self.map.contains_key(key)
+    }
+
     fn put(&mut self, key: &Digest, value: &[u8]) -> Result<()> {
         if let Some(place) = self.map.get(key).copied() {
             let same = place.len == value.len() as u64 && place.check == check_of(value);
@@ -250,6 +262,13 @@ impl MemoStore {
         let space = self.space(namespace).ok()?;
         let mut space = space.lock().expect("no panic while a namespace is held");
         space.get(key).ok().flatten()
+    }
+
+    /// Whether a value was put under `key`, without reading it.
+    pub fn contains(&self, namespace: &str, key: &Digest) -> bool {
+        let Ok(space) = self.space(namespace) else { return false };
+        let mut space = space.lock().expect("no panic while a namespace is held");
+        space.contains(key)
     }
 
     /// Stores a value; it outlives a kill of this process once this returns.

@@ -5,10 +5,12 @@ use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::bytes::{ByteLock, place_of};
 use crate::core::{BootId, Core, Damage};
 use crate::entries::{Entry, EntryRecord, OutputsList};
 use crate::io::{Faults, Io};
 use crate::lease::Lease;
+use crate::ledger::Ledger;
 use crate::lock::LockFile;
 use crate::manifest::{Links, Manifest};
 use crate::memo::MemoStore;
@@ -413,6 +415,28 @@ impl Store {
     /// Waits for the lease, asking `go_on` before each wait of 50 ms; `None` once it says `false`.
     pub fn lease_waiting(&self, recipe: &Digest, go_on: impl FnMut() -> bool) -> Result<Option<Lease>> {
         self.core().lease_waiting(recipe, go_on)
+    }
+
+    /// The right to compute what the memo will keep under `key`; `None` while another thread or process has it. Like a
+    /// lease it saves work and decides nothing.
+    pub fn claim(&self, key: &Digest) -> Result<Option<ByteLock>> {
+        self.core().claims.try_take(place_of(key))
+    }
+
+    /// One of `slots` slots of `model`, for one request to it; `None` while other threads and processes have them all.
+    pub fn slot(&self, model: &Digest, slots: u32) -> Result<Option<ByteLock>> {
+        let first = place_of(model) & !u64::from(u32::MAX);
+        for slot in 0..u64::from(slots) {
+            if let Some(lock) = self.core().slots.try_take(first + slot)? {
+                return Ok(Some(lock));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What was asked of served models.
+    pub fn ledger(&self) -> &Ledger {
+        &self.core().ledger
     }
 
     /// Where checkpoints of a recipe go; it need not be there.

@@ -185,12 +185,13 @@ fn names(dir: &Path) -> Vec<String> {
 
 /// No temporary file of a process that is gone: in the store's folder, in `tmp/`, beside the published copies.
 fn assert_no_litter(top: &Path, when: &str) {
-    const KNOWN: [&str; 13] = [
+    const KNOWN: [&str; 14] = [
         "entries",
         "format",
         "in-use",
         "latest",
         "leases",
+        "ledger",
         "memo",
         "objects",
         "partial",

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use mpcc_cache::{Artifact, ArtifactKind, Digest};
 
+use crate::asking::Asking;
 use crate::stage::{Bound, Context, Input, Memo, ModelInput, Note, NoteSink, Stage, StageError};
 
 /// A memo in memory.
@@ -63,6 +64,7 @@ impl Harness {
             scratch: folder.join("scratch"),
             partial: folder.join("partial"),
             memo: Arc::new(MemoryMemo::default()),
+            asking: Asking::alone(),
             notes: notes.clone(),
             cancel: Arc::new(AtomicBool::new(false)),
         };
@@ -93,6 +95,12 @@ impl Harness {
     /// Replaces the memo, to share it between runs.
     pub fn memo(mut self, memo: Arc<dyn Memo>) -> Self {
         self.context.memo = memo;
+        self
+    }
+
+    /// Replaces what models are asked with.
+    pub fn asking(mut self, asking: Asking) -> Self {
+        self.context.asking = asking;
         self
     }
 

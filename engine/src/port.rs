@@ -149,6 +149,8 @@ pub struct Signature {
     pub numerics: bool,
     /// Whether the seed enters the recipe.
     pub seeded: bool,
+    /// Whether the stage asks models, and announces it (see [`crate::asking`]): then it can be rehearsed.
+    pub asks: bool,
 }
 
 impl Signature {
@@ -197,6 +199,12 @@ impl Signature {
     /// Declares that the outputs depend on the numerics class.
     pub fn numerics(mut self) -> Self {
         self.numerics = true;
+        self
+    }
+
+    /// Declares that the stage asks models by way of its context and writes only where the context says.
+    pub fn asks(mut self) -> Self {
+        self.asks = true;
         self
     }
 

@@ -15,9 +15,12 @@ use std::sync::Arc;
 use mpcc_cache::{Change, Digest, Recipe, Store, StoreError};
 use serde::Serialize;
 
-use crate::fingerprint::{Fingerprinter, KeyError, Numerics, Outputs};
+use crate::asking::Asks;
+use crate::asking::rehearsal::rehearse;
+use crate::fingerprint::{Fingerprinter, KeyError, Numerics, Outputs, Resolved};
 use crate::journal::{self, RunRecord};
 use crate::plan::{Node, NodeId, Plan};
+use crate::registry::Registry;
 use crate::run::{Seal, Stand, names_of, node_key, previous_key};
 
 /// What a run would do with a node.
@@ -72,6 +75,9 @@ pub struct Preview {
     /// Its recipe's digest, when that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recipe: Option<Digest>,
+    /// What it would ask of models, or hand to its command record by record, when that can be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asks: Option<Asks>,
     /// Seconds it took when it was last executed, when a journal tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected_s: Option<f64>,
@@ -90,22 +96,28 @@ pub struct Why {
     pub above: Vec<Preview>,
 }
 
-/// What a run would do with each of `nodes` (with everything above them), in plan order. Nodes that stand on `seal` are not
-/// looked at.
+/// What to look at, and how.
+pub struct Look<'a> {
+    /// These nodes, with everything above them.
+    pub nodes: &'a BTreeSet<NodeId>,
+    /// Nodes that are to run whatever the store has.
+    pub forced: &'a BTreeSet<NodeId>,
+    /// The numerics classes of hosts.
+    pub numerics: Numerics,
+    /// What an earlier run left; nodes that stand on it are not looked at.
+    pub seal: Option<Seal>,
+    /// With it, nodes that would ask models are rehearsed.
+    pub registry: Option<&'a Registry>,
+}
+
+/// What a run would do with each node that `look` names, in plan order.
 ///
 /// # Errors
 /// The store cannot be read. Missing data is no error but a reason.
-pub fn preview(
-    plan: &Plan,
-    store: &Store,
-    nodes: &BTreeSet<NodeId>,
-    forced: &BTreeSet<NodeId>,
-    numerics: Numerics,
-    seal: Option<Seal>,
-) -> Result<Vec<Preview>, StoreError> {
-    let stand = seal.map(|seal| seal.standing(plan, forced)).unwrap_or_default();
-    let looker = Looker { stand, ..Looker::new(plan, store, forced, numerics) };
-    Ok({ looker }.look_at_all(nodes)?.into_values().collect())
+pub fn preview(plan: &Plan, store: &Store, look: Look<'_>) -> Result<Vec<Preview>, StoreError> {
+    let stand = look.seal.map(|seal| seal.standing(plan, look.forced)).unwrap_or_default();
+    let looker = Looker { stand, registry: look.registry, ..Looker::new(plan, store, look.forced, look.numerics) };
+    Ok({ looker }.look_at_all(look.nodes)?.into_values().collect())
 }
 
 /// Why `node` would run, or ran last.
@@ -159,10 +171,25 @@ struct Looker<'a> {
     last: Option<RunRecord>,
     /// The nodes that stand on the seal of an earlier run.
     stand: Stand,
+    /// The kinds, if nodes are to be rehearsed.
+    registry: Option<&'a Registry>,
     /// Outputs of the hits so far.
     outputs: Outputs,
     /// The nodes that will run, on which each node that is no hit depends; itself, when it runs.
     until: BTreeMap<NodeId, BTreeSet<NodeId>>,
+}
+
+/// What is told of a node.
+struct Outlook {
+    forecast: Forecast,
+    recipe: Option<Digest>,
+    asks: Option<Asks>,
+}
+
+impl Outlook {
+    fn of(forecast: Forecast) -> Self {
+        Self { forecast, recipe: None, asks: None }
+    }
 }
 
 impl<'a> Looker<'a> {
@@ -176,6 +203,7 @@ impl<'a> Looker<'a> {
             store,
             forced,
             stand: Stand::default(),
+            registry: None,
             outputs: Outputs::new(),
             until: BTreeMap::new(),
         }
@@ -188,17 +216,18 @@ impl<'a> Looker<'a> {
 
     fn look_at(&mut self, id: NodeId) -> Result<Preview, StoreError> {
         let node = &self.plan.nodes[id.0];
-        let (forecast, recipe) = self.forecast(id, node)?;
+        let Outlook { forecast, recipe, asks } = self.forecast(id, node)?;
         if let Forecast::Run { .. } = forecast {
             self.until.insert(id, [id].into());
         }
-        Ok(Preview { node: node.name.clone(), forecast, recipe, expected_s: self.durations.get(&node.name).copied() })
+        let expected_s = self.durations.get(&node.name).copied();
+        Ok(Preview { node: node.name.clone(), forecast, recipe, asks, expected_s })
     }
 
-    fn forecast(&mut self, id: NodeId, node: &Node) -> Result<(Forecast, Option<Digest>), StoreError> {
+    fn forecast(&mut self, id: NodeId, node: &Node) -> Result<Outlook, StoreError> {
         if let Some(standing) = self.stand.get(id) {
             self.outputs.insert(id, standing.outputs.clone());
-            return Ok((Forecast::Hit, Some(standing.recipe)));
+            return Ok(Outlook { recipe: Some(standing.recipe), ..Outlook::of(Forecast::Hit) });
         }
         let run = |reasons| Forecast::Run { reasons };
         let until: BTreeSet<NodeId> =
@@ -206,18 +235,18 @@ impl<'a> Looker<'a> {
         if !until.is_empty() {
             let names = until.iter().map(|id| self.plan.nodes[id.0].name.clone()).collect();
             self.until.insert(id, until);
-            return Ok((Forecast::Unknown { until: names }, None));
+            return Ok(Outlook::of(Forecast::Unknown { until: names }));
         }
         let missing = self.missing(node);
         if !missing.is_empty() {
-            return Ok((run(missing), None));
+            return Ok(Outlook::of(run(missing)));
         }
-        let recipe = match self.fingerprinter.resolve(id, &self.outputs) {
-            Ok(resolved) => resolved.recipe,
+        let resolved = match self.fingerprinter.resolve(id, &self.outputs) {
+            Ok(resolved) => resolved,
             Err(KeyError::Store(error)) => return Err(error),
-            Err(error) => return Ok((run(vec![Reason::Missing { message: error.to_string() }]), None)),
+            Err(error) => return Ok(Outlook::of(run(vec![Reason::Missing { message: error.to_string() }]))),
         };
-        let digest = recipe.digest();
+        let digest = resolved.recipe.digest();
         let forecast = match self.own_reason(id, node) {
             Some(reason) => run(vec![reason]),
             None => match self.store.lookup_recent(&digest)? {
@@ -225,10 +254,21 @@ impl<'a> Looker<'a> {
                     self.outputs.insert(id, entry.outputs.into_iter().collect());
                     Forecast::Hit
                 }
-                None => run(self.reasons(node, &recipe, &digest)?),
+                None => run(self.reasons(node, &resolved.recipe, &digest)?),
             },
         };
-        Ok((forecast, Some(digest)))
+        let asks = match &forecast {
+            Forecast::Run { .. } => self.rehearse(node, &resolved)?,
+            _ => None,
+        };
+        Ok(Outlook { forecast, recipe: Some(digest), asks })
+    }
+
+    fn rehearse(&self, node: &Node, resolved: &Resolved) -> Result<Option<Asks>, StoreError> {
+        let Some(registry) = self.registry else { return Ok(None) };
+        // An input that is lost now is made again by the run; what would be asked then cannot be told.
+        let Ok(inputs) = self.fingerprinter.bind(resolved, &BTreeMap::new()) else { return Ok(None) };
+        rehearse(node, inputs, self.store, registry)
     }
 
     fn missing(&self, node: &Node) -> Vec<Reason> {
@@ -263,9 +303,10 @@ mod tests {
     use crate::run::tests::{Bench, diamond, set_word};
 
     fn states(plan: &Plan, bench: &Bench, forced: &[usize]) -> Vec<Forecast> {
-        let nodes = (0..plan.nodes.len()).map(NodeId).collect();
-        let forced = forced.iter().copied().map(NodeId).collect();
-        let previews = preview(plan, &bench.store, &nodes, &forced, bench.numerics(), None).unwrap();
+        let nodes: BTreeSet<NodeId> = (0..plan.nodes.len()).map(NodeId).collect();
+        let forced: BTreeSet<NodeId> = forced.iter().copied().map(NodeId).collect();
+        let look = Look { nodes: &nodes, forced: &forced, numerics: bench.numerics(), seal: None, registry: None };
+        let previews = preview(plan, &bench.store, look).unwrap();
         previews.into_iter().map(|preview| preview.forecast).collect()
     }
 

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::asking::Asking;
 use crate::port::Signature;
 use crate::resources::Resources;
 
@@ -251,6 +252,10 @@ pub trait NoteSink: Send + Sync {
 pub trait Memo: Send + Sync {
     /// The value under `key` in `namespace`.
     fn get(&self, namespace: &str, key: &Digest) -> Option<Vec<u8>>;
+    /// Whether there is a value under `key`, without reading it.
+    fn contains(&self, namespace: &str, key: &Digest) -> bool {
+        self.get(namespace, key).is_some()
+    }
     /// Stores a value; durable against a kill of this process when it returns.
     fn put(&self, namespace: &str, key: &Digest, value: &[u8]) -> std::io::Result<()>;
 }
@@ -277,6 +282,8 @@ pub struct Context {
     pub partial: PathBuf,
     /// The memo.
     pub memo: Arc<dyn Memo>,
+    /// What it asks models with.
+    pub asking: Asking,
     /// Where notes go.
     pub notes: Arc<dyn NoteSink>,
     /// Set when the run is being cancelled: finish the record at hand, then return [`StageError::Cancelled`].

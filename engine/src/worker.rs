@@ -26,6 +26,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use rustix::fs::{FileType, fstat};
 use rustix::process::{Signal, getpgrp, getpid, kill_process_group, set_child_subreaper};
 
+use crate::asking::{Asking, Secrets};
 use crate::command;
 use crate::executor::redact::Redactor;
 use crate::executor::slurm::{Start, foreign};
@@ -47,16 +48,20 @@ impl Memo for MemoStore {
         Self::get(self, namespace, key)
     }
 
+    fn contains(&self, namespace: &str, key: &Digest) -> bool {
+        Self::contains(self, namespace, key)
+    }
+
     fn put(&self, namespace: &str, key: &Digest, value: &[u8]) -> io::Result<()> {
         Self::put(self, namespace, key, value)
     }
 }
 
 /// Carries out the job in file `job` and returns the process's exit code: 0 when the end was said, whatever it was.
-/// `secret` gives the values of secrets, so that they can be kept out of the log.
-pub fn worker_main(job: &Path, registry: &Registry, secret: &dyn Fn(&str) -> Option<String>) -> i32 {
+/// `secrets` gives the keys that the stage asks with, and what is to be kept out of the log.
+pub fn worker_main(job: &Path, registry: &Registry, secrets: &Secrets) -> i32 {
     let job = Job::read(job).map_err(io::Error::other);
-    match job.and_then(|job| attempt(&job, None, registry, secret)) {
+    match job.and_then(|job| attempt(&job, None, registry, secrets)) {
         Ok(_) => 0,
         Err(error) => broken(&error),
     }
@@ -64,9 +69,9 @@ pub fn worker_main(job: &Path, registry: &Registry, secret: &dyn Fn(&str) -> Opt
 
 /// One start of the batch job whose file is `job`: like [`worker_main`], in a folder of its own below the job's. Returns 0 when
 /// the stage is done, 1 when its end was said and is another.
-pub fn start_main(job: &Path, registry: &Registry, secret: &dyn Fn(&str) -> Option<String>) -> i32 {
+pub fn start_main(job: &Path, registry: &Registry, secrets: &Secrets) -> i32 {
     let start = Start::claim(job);
-    match start.and_then(|(start, job)| attempt(&job, Some(&start), registry, secret)) {
+    match start.and_then(|(start, job)| attempt(&job, Some(&start), registry, secrets)) {
         Ok(Outcome::Done) => 0,
         Ok(_) => 1,
         Err(error) => broken(&error),
@@ -79,13 +84,8 @@ fn broken(error: &io::Error) -> i32 {
     BROKEN
 }
 
-fn attempt(
-    job: &Job,
-    start: Option<&Start>,
-    registry: &Registry,
-    secret: &dyn Fn(&str) -> Option<String>,
-) -> io::Result<Outcome> {
-    let redactor = Redactor::new(job.secret_names().iter().filter_map(|name| secret(name)).collect());
+fn attempt(job: &Job, start: Option<&Start>, registry: &Registry, secrets: &Secrets) -> io::Result<Outcome> {
+    let redactor = Redactor::new(job.secret_names().iter().filter_map(|name| secrets(name)).collect());
     let pipes = Pipes::take(&redactor)?;
     let notes = start.map_or(Ok(pipes.notes), Start::notes)?;
     let speech = Arc::new(Speech::new(notes, redactor.clone()));
@@ -102,7 +102,8 @@ fn attempt(
     watch_termination(cancel.clone(), passes_on)?;
 
     let refused = start.and_then(|_| foreign(job));
-    let outcome = refused.unwrap_or_else(|| on_large_stack(|| carry_out(job, registry, speech.clone(), cancel)));
+    let outcome =
+        refused.unwrap_or_else(|| on_large_stack(|| carry_out(job, registry, secrets, speech.clone(), cancel)));
     let usage = usage();
     kill_descendants(getpid());
     if let Some(log) = pipes.log {
@@ -210,12 +211,19 @@ fn on_large_stack(work: impl FnOnce() -> Outcome + Send) -> Outcome {
     })
 }
 
-fn carry_out(job: &Job, registry: &Registry, notes: Arc<dyn NoteSink>, cancel: Arc<AtomicBool>) -> Outcome {
+fn carry_out(
+    job: &Job,
+    registry: &Registry,
+    secrets: &Secrets,
+    notes: Arc<dyn NoteSink>,
+    cancel: Arc<AtomicBool>,
+) -> Outcome {
     let store = match Store::open(&job.store, StoreOptions { sync: false, ..StoreOptions::default() }) {
         Ok(store) => store,
         Err(error) => return Outcome::machine(format!("the store cannot be opened: {error}")),
     };
-    let ctx = context(job, Arc::new(store.memo()), notes, cancel);
+    let asking = Asking::new(store.clone(), own_secrets(job, secrets));
+    let ctx = context(job, Arc::new(store.memo()), asking, notes, cancel);
     let outcome = match &job.action {
         Action::Command(command) => command::carry_out(command, &ctx, &job.failed_records()),
         Action::Builtin { kind, version, params, .. } => builtin(registry, kind, *version, params, &ctx),
@@ -223,7 +231,19 @@ fn carry_out(job: &Job, registry: &Registry, notes: Arc<dyn NoteSink>, cancel: A
     if outcome == Outcome::Done { job.outputs_written() } else { outcome }
 }
 
-fn context(job: &Job, memo: Arc<dyn Memo>, notes: Arc<dyn NoteSink>, cancel: Arc<AtomicBool>) -> Context {
+/// Only the secrets that the job names.
+fn own_secrets(job: &Job, secrets: &Secrets) -> Secrets {
+    let (names, secrets) = (job.secret_names(), secrets.clone());
+    Arc::new(move |name| names.contains(name).then(|| secrets(name)).flatten())
+}
+
+fn context(
+    job: &Job,
+    memo: Arc<dyn Memo>,
+    asking: Asking,
+    notes: Arc<dyn NoteSink>,
+    cancel: Arc<AtomicBool>,
+) -> Context {
     Context {
         node: job.node.clone(),
         matrix: job.matrix.clone(),
@@ -236,12 +256,20 @@ fn context(job: &Job, memo: Arc<dyn Memo>, notes: Arc<dyn NoteSink>, cancel: Arc
         scratch: job.scratch(),
         partial: job.partial.clone(),
         memo,
+        asking,
         notes,
         cancel,
     }
 }
 
-fn builtin(registry: &Registry, kind: &str, version: u32, params: &serde_json::Value, ctx: &Context) -> Outcome {
+/// Runs a built-in kind.
+pub(crate) fn builtin(
+    registry: &Registry,
+    kind: &str,
+    version: u32,
+    params: &serde_json::Value,
+    ctx: &Context,
+) -> Outcome {
     let Some(found) = registry.get(kind).filter(|found| found.version == version) else {
         return Outcome::invalid(format!("this mpcc has no kind `{kind}` of version {version}"));
     };

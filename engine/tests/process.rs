@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mpcc_cache::{Artifact, ArtifactKind, Digest};
+use mpcc_engine::asking::Secrets;
 use mpcc_engine::executor::{Attempt, Executor, ProcessExecutor, ProcessOptions};
 use mpcc_engine::job::{AttemptId, Blame, Job, JobOutput, Outcome, Usage};
 use mpcc_engine::plan::{Action, Command};
@@ -77,8 +78,8 @@ fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if arguments.get(1).is_some_and(|first| first == "worker") {
         #[allow(clippy::disallowed_methods, reason = "this test binary stands in for the program, which may read it")]
-        let secret = |name: &str| std::env::var(name).ok();
-        std::process::exit(worker_main(Path::new(&arguments[2]), &Registry::new().with::<Act>(), &secret));
+        let secrets: Secrets = std::sync::Arc::new(|name: &str| std::env::var(name).ok());
+        std::process::exit(worker_main(Path::new(&arguments[2]), &Registry::new().with::<Act>(), &secrets));
     }
     if arguments.get(1).is_some_and(|first| first == "warden") {
         std::process::exit(mpcc_engine::executor::warden::warden_main());

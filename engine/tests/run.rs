@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mpcc_engine::asking::Secrets;
 use mpcc_engine::cache::{Digest, Store, StoreOptions};
 use mpcc_engine::executor::{ProcessExecutor, ProcessOptions};
 use mpcc_engine::journal::{self, RunRecord, Status};
@@ -46,7 +47,7 @@ const NODES: usize = 5;
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     #[allow(clippy::disallowed_methods, reason = "this test binary stands in for the program, which may read it")]
-    let environment = |name: &str| std::env::var(name).ok();
+    let environment: Secrets = std::sync::Arc::new(|name: &str| std::env::var(name).ok());
     match arguments.get(1).map(String::as_str) {
         Some("warden") => std::process::exit(mpcc_engine::executor::warden::warden_main()),
         Some("worker") => std::process::exit(worker_main(Path::new(&arguments[2]), &Registry::new(), &environment)),

@@ -58,7 +58,7 @@ pub(crate) fn dispatch(cli: Cli) -> Answer {
         Command::Warden => Ok(u8::try_from(warden_main()).unwrap_or(u8::MAX)),
         Command::Worker { job, claim } => {
             let main = if claim { start_main } else { worker_main };
-            let code = main(&job, &mpcc_stages::registry(), &environment::variable);
+            let code = main(&job, &mpcc_stages::registry(), &environment::secrets());
             Ok(u8::try_from(code).unwrap_or(u8::MAX))
         }
     }

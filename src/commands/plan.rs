@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use indicatif::HumanCount;
+use mpcc_engine::asking::{Asks, price};
 use mpcc_engine::plan::{MissingKind, NodeId, Plan, SelectError};
-use mpcc_engine::preview::{Forecast, Preview, preview};
+use mpcc_engine::preview::{Forecast, Look, Preview, preview};
 use mpcc_engine::run::RunOptions;
 use serde_json::{Value, json};
 
@@ -24,8 +26,10 @@ pub(super) fn plan(args: &PlanArgs, store: &Path) -> Answer {
         args.force.iter().map(|name| plan.matching(name)).collect::<Result<Vec<Vec<NodeId>>, SelectError>>()?;
     let options = RunOptions::new(nodes, inventory(&args.pipeline.values)?, jiff::Timestamp::UNIX_EPOCH);
     let forced = forced.into_iter().flatten().collect();
+    let registry = mpcc_stages::registry();
     let numerics = numerics(&args.pipeline.values, &options.inventory)?;
-    let previews = preview(&plan, &store, &options.nodes, &forced, numerics, seal)?;
+    let look = Look { nodes: &options.nodes, forced: &forced, numerics, seal, registry: Some(&registry) };
+    let previews = preview(&plan, &store, look)?;
     let missing = missing(&plan, &options);
     let lines = if args.json { json_lines(&previews, &missing) } else { text(&previews, &missing) };
     for line in lines {
@@ -80,6 +84,8 @@ fn counts(previews: &[Preview]) -> [usize; 3] {
 fn text(previews: &[Preview], missing: &[Lack]) -> Vec<String> {
     let row = |preview: &Preview| {
         let (word, why) = forecast(&preview.forecast);
+        let asks = preview.asks.as_ref().map(asks).into_iter().filter(|_| word == "run");
+        let why = asks.chain(Some(why)).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
         vec![word.to_owned(), preview.node.clone(), why]
     };
     let mut lines = vec![columns(&previews.iter().map(row).collect::<Vec<_>>())];
@@ -97,7 +103,9 @@ fn text(previews: &[Preview], missing: &[Lack]) -> Vec<String> {
         .filter_map(|preview| preview.expected_s)
         .sum();
     let work = if work > 0.0 { format!("; about {} of work when they last ran", seconds(work)) } else { String::new() };
-    lines.push(format!("\n{hit} up to date, {run} to run, {unknown} unknown until then{work}"));
+    let asked = previews.iter().filter_map(|preview| preview.asks).reduce(Asks::and);
+    let asked = asked.filter(|all| all.missing > 0).map_or_else(String::new, |all| format!("; {}", asks(&all)));
+    lines.push(format!("\n{hit} up to date, {run} to run, {unknown} unknown until then{asked}{work}"));
     lines
 }
 
@@ -112,6 +120,17 @@ fn forecast(forecast: &Forecast) -> (&'static str, String) {
             [] => ("unknown", String::new()),
         },
     }
+}
+
+/// `3 of 100,000 requests, about $0.01`.
+fn asks(asks: &Asks) -> String {
+    let what = if asks.records { "records" } else { "requests" };
+    let cost = match asks.dollars {
+        Some(dollars) if asks.missing > 0 && asks.recorded => format!(", about {}", price::shown(dollars)),
+        Some(dollars) if asks.missing > 0 => format!(", at most about {}", price::shown(dollars)),
+        _ => String::new(),
+    };
+    format!("{} of {} {what}{cost}", HumanCount(asks.missing), HumanCount(asks.total))
 }
 
 fn first_reason(reasons: &[mpcc_engine::preview::Reason]) -> String {

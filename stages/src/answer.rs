@@ -63,6 +63,7 @@ impl Stage for EvalAnswer {
             .gives("answers", PortType::records("Answer"))
             .file_param("system")
             .numerics()
+            .asks()
             .seeded()
     }
 
@@ -110,7 +111,12 @@ impl EvalAnswer {
             Some(item) => vec![Picture::Masked { region: item.region.clone(), mask: self.mask.clone() }],
             None => question.images.iter().map(|image| open(dataset, image)).collect::<Result<_, _>>()?,
         };
-        Ok(Request { system: self.system.clone(), user: question.prompt.clone(), pictures })
+        Ok(Request {
+            system: self.system.clone(),
+            user: question.prompt.clone(),
+            pictures,
+            subject: question.id.clone(),
+        })
     }
 
     /// Seeds of the repeats. Questions of one item share them, so equal prompts share the thought.

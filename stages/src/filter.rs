@@ -76,6 +76,7 @@ impl Stage for VlmFilter {
             .file_param("prompt")
             .file_param("system")
             .numerics()
+            .asks()
             .seeded()
     }
 
@@ -135,7 +136,7 @@ impl VlmFilter {
         ];
         let user = render(&self.prompt, &values).map_err(|error| StageError::invalid(error.to_string()))?;
         let picture = Picture::Open { image: region.image.clone(), digest: region.image_digest.clone() };
-        Ok(Request { system: self.system.clone(), user, pictures: vec![picture] })
+        Ok(Request { system: self.system.clone(), user, pictures: vec![picture], subject: region.id.clone() })
     }
 
     fn texts(

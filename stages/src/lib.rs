@@ -13,6 +13,7 @@ pub mod mask;
 pub mod mine;
 pub mod place;
 pub mod pretrain;
+pub mod provider;
 pub mod questions;
 pub mod record;
 pub mod records;

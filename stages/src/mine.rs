@@ -75,6 +75,7 @@ impl Stage for DistractorsMine {
             .gives("guesses", PortType::records("Guess"))
             .file_param("prompt")
             .numerics()
+            .asks()
             .seeded()
     }
 
@@ -141,7 +142,7 @@ impl DistractorsMine {
         let user = render(&self.prompt, &[]).map_err(|error| StageError::invalid(error.to_string()))?;
         let request = |item: &&Item| {
             let picture = Picture::Masked { region: item.region.clone(), mask: self.mask.clone() };
-            Request { system: None, user: user.clone(), pictures: vec![picture] }
+            Request { system: None, user: user.clone(), pictures: vec![picture], subject: item.id.clone() }
         };
         // Two models of the list may be the same weights: the position keeps their draws apart.
         let purpose = format!("guess {position} {}", asking.round);

@@ -12,31 +12,40 @@
 //! | picture digest, box and mask | the dataset's name or place |
 //! | sampling and seed (greedy: no seed) | batch size, thread count, order |
 //! | for scores: own prefix and continuation | the other options |
+//!
+//! While a request is being answered it is claimed: whoever else wants the same, in another node or another run, does
+//! something else meanwhile and finds the answer in the memo. Nobody waits while holding a claim that others could want.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
-use mpcc_engine::cache::Digest;
-use mpcc_engine::resources::CpuLevel;
-use mpcc_engine::stage::{Context, ModelInput, Note, Provider, StageError};
-use mpcc_models::DType;
-use mpcc_models::chat::{Part, Role, Turn};
-use mpcc_models::device::DeviceChoice;
+use mpcc_engine::asking::{Asks, Claim, Quota};
+use mpcc_engine::cache::{Charge, Digest};
+use mpcc_engine::stage::{Context, Memo, ModelInput, Note, Provider, StageError};
 use mpcc_models::generate::{Completion, GenerateRequest};
 use mpcc_models::sample::Sampling;
 use mpcc_models::score::ScoreRequest;
-use mpcc_models::vlm::{LoadOptions, Prompt, Vlm};
+use mpcc_models::vlm::{Prompt, Vlm};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::dataset::Dataset;
 use crate::draw;
 use crate::mask::{Mask, MaskedImage};
+use crate::provider::local::{continuation_ids, encode, load_local, model_error, numerics, prompt};
+use crate::provider::openai::{Server, data_url};
+use crate::provider::replay::Replay;
+use crate::provider::served::{Answered, Caller, Exchange, Prepared, Wanted};
 use crate::record::{Region, Usage};
 
 /// Requests handed to the model at a time: enough to fill its batches, few enough for a lively progress bar.
 const CHUNK: usize = 64;
+/// How soon to look again at requests that others are at.
+const ELSEWHERE_POLL: Duration = Duration::from_millis(50);
+/// What a server charges for one large picture, tokens.
+const PICTURE_TOKENS: usize = 1500;
 const NAMESPACE: &str = "vlm";
 
 /// A picture as a model is shown it.
@@ -68,6 +77,22 @@ impl Picture {
         }
     }
 
+    /// The file that a server is sent: as it is, or with the object hidden.
+    fn encoded(&self, dataset: &Dataset) -> Result<Vec<u8>, StageError> {
+        let as_is = match self {
+            Self::Open { image, .. } => Some(dataset.image_bytes(image)?),
+            Self::Masked { .. } => None,
+        };
+        let sendable = |bytes: &Vec<u8>| bytes.starts_with(b"\x89PNG") || bytes.starts_with(&[0xff, 0xd8]);
+        if let Some(bytes) = as_is.filter(sendable) {
+            return Ok(bytes);
+        }
+        let mut png = std::io::Cursor::new(Vec::new());
+        let written = self.render(dataset)?.write_to(&mut png, image::ImageFormat::Png);
+        written.map_err(|error| StageError::invalid(format!("a picture cannot be written as PNG: {error}")))?;
+        Ok(png.into_inner())
+    }
+
     fn render(&self, dataset: &Dataset) -> Result<image::RgbImage, StageError> {
         match self {
             Self::Masked { region, mask } => Ok(MaskedImage::open(dataset, region, mask)?.into_rgb()),
@@ -85,10 +110,12 @@ pub struct Request {
     pub user: String,
     /// The pictures.
     pub pictures: Vec<Picture>,
+    /// The record it is about: its id. For recorded answers and messages; not for the key.
+    pub subject: String,
 }
 
 /// A generated reply.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reply {
     /// The text, tags included, end tokens excluded.
     pub text: String,
@@ -96,6 +123,12 @@ pub struct Reply {
     pub finished: bool,
     /// Token counts.
     pub usage: Usage,
+    /// The model that a server says it ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served: Option<String>,
+    /// What it cost in dollars, of a served model with a price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
 }
 
 /// Options whose log-probability is wanted at one place.
@@ -109,25 +142,58 @@ pub struct Options {
     pub closed: bool,
 }
 
+/// Who answers what the memo does not.
+enum Answerer {
+    /// Weights, loaded at the first request.
+    Local(Option<Vlm>),
+    Served {
+        server: Server,
+        quota: Quota,
+    },
+    Replay(Replay),
+}
+
 /// Asks one model about the pictures of one dataset.
 pub struct Responder<'a> {
     ctx: &'a Context,
     dataset: &'a Dataset,
     model: &'a ModelInput,
-    vlm: Option<Vlm>,
+    answerer: Answerer,
     hits: u64,
     misses: u64,
+    spent: Charge,
+}
+
+/// A request with the seeds that the memo does not answer.
+struct Open {
+    request: usize,
+    missing: Vec<(Digest, u64)>,
+}
+
+/// A place in a prompt with the options that the memo does not score.
+struct OpenPlace {
+    request: usize,
+    place: Digest,
+    missing: Vec<(Digest, String)>,
 }
 
 impl<'a> Responder<'a> {
-    /// A responder for `model`. Fails when no provider for it is built in.
+    /// A responder for `model`.
+    ///
+    /// # Errors
+    /// The model's settings or its recorded answers are malformed, or its key is not there.
     pub fn new(ctx: &'a Context, dataset: &'a Dataset, model: &'a ModelInput) -> Result<Self, StageError> {
-        if model.provider != Provider::Local {
-            let message =
-                format!("model `{}`: this build runs `provider: local` only; bind a local model instead", model.name);
-            return Err(StageError::invalid(message));
-        }
-        Ok(Self { ctx, dataset, model, vlm: None, hits: 0, misses: 0 })
+        let answerer = match model.provider {
+            Provider::Local => Answerer::Local(None),
+            // A rehearsal sends nothing and needs no key.
+            Provider::Openai if ctx.asking.is_rehearsal() => {
+                let keyless = ModelInput { settings: without_key(&model.settings), ..model.clone() };
+                Answerer::Served { server: Server::new(ctx, &keyless)?, quota: ctx.asking.quota(model)? }
+            }
+            Provider::Openai => Answerer::Served { server: Server::new(ctx, model)?, quota: ctx.asking.quota(model)? },
+            Provider::Replay => Answerer::Replay(Replay::open(model)?),
+        };
+        Ok(Self { ctx, dataset, model, answerer, hits: 0, misses: 0, spent: Charge::default() })
     }
 
     /// The name records carry for the model: the coordinate-free name under `models`, or its node.
@@ -142,17 +208,14 @@ impl<'a> Responder<'a> {
         sampling: &Sampling,
         seeds: &[Vec<u64>],
     ) -> Result<Vec<Vec<Reply>>, StageError> {
-        let keys: Vec<Vec<Digest>> = requests
-            .iter()
-            .zip(seeds)
-            .map(|(request, seeds)| seeds.iter().map(|seed| self.generation_key(request, sampling, *seed)).collect())
-            .collect();
+        let row = |(request, seeds): (&Request, &Vec<u64>)| self.generation_keys(request, sampling, seeds);
+        let keys: Vec<Vec<Digest>> = requests.iter().zip(seeds).map(row).collect();
         let mut known: BTreeMap<Digest, Reply> = BTreeMap::new();
-        let mut wanted: Vec<(usize, Vec<(Digest, u64)>)> = Vec::new();
-        let mut asked = std::collections::BTreeSet::new();
-        for (index, keys) in keys.iter().enumerate() {
+        let mut wanted: Vec<Open> = Vec::new();
+        let mut asked = BTreeSet::new();
+        for (request, keys) in keys.iter().enumerate() {
             let mut missing = Vec::new();
-            for (key, seed) in keys.iter().zip(&seeds[index]) {
+            for (key, seed) in keys.iter().zip(&seeds[request]) {
                 if !known.contains_key(key) && asked.insert(*key) {
                     match self.recall(key) {
                         Some(reply) => drop(known.insert(*key, reply)),
@@ -161,65 +224,219 @@ impl<'a> Responder<'a> {
                 }
             }
             if !missing.is_empty() {
-                wanted.push((index, missing));
+                wanted.push(Open { request, missing });
             }
         }
-        self.ask(requests, sampling, &wanted, &mut known)?;
+        self.announce(requests, sampling, &keys, &known, &wanted)?;
+        self.answer(requests, sampling, wanted, &keys, &mut known)?;
+        self.report();
         Ok(keys.iter().map(|keys| keys.iter().map(|key| known[key].clone()).collect()).collect())
     }
 
-    fn ask(
+    /// Says what is about to be asked; a rehearsal ends here when there is anything.
+    fn announce(
+        &self,
+        requests: &[Request],
+        sampling: &Sampling,
+        keys: &[Vec<Digest>],
+        known: &BTreeMap<Digest, Reply>,
+        wanted: &[Open],
+    ) -> Result<(), StageError> {
+        self.ctx.asking.announce(|| {
+            let total = keys.iter().map(|keys| keys.len() as u64).sum();
+            let missing = wanted.iter().map(|open| open.missing.len() as u64).sum();
+            let asks = Asks { total, missing, ..Asks::default() };
+            let Answerer::Served { quota, .. } = &self.answerer else { return asks };
+            let costs: Vec<f64> = known.values().filter_map(|reply| reply.cost).collect();
+            let recorded = match quota.mean() {
+                _ if !costs.is_empty() => Some(costs.iter().sum::<f64>() / costs.len() as f64),
+                Ok(Some(mean)) if quota.has_price() => Some(mean.dollars()),
+                _ => None,
+            };
+            let most =
+                |open: &Open| open.missing.len() as f64 * estimate(quota, &requests[open.request], sampling).dollars();
+            let dollars = match recorded {
+                Some(mean) => Some(mean * missing as f64),
+                None => quota.has_price().then(|| wanted.iter().map(most).sum()),
+            };
+            Asks { dollars, recorded: recorded.is_some(), ..asks }
+        })
+    }
+
+    fn answer(
         &mut self,
         requests: &[Request],
         sampling: &Sampling,
-        wanted: &[(usize, Vec<(Digest, u64)>)],
+        wanted: Vec<Open>,
+        keys: &[Vec<Digest>],
         known: &mut BTreeMap<Digest, Reply>,
     ) -> Result<(), StageError> {
-        for (position, chunk) in wanted.chunks(CHUNK).enumerate() {
-            self.ctx.check_cancelled()?;
-            self.ctx.progress((position * CHUNK) as u64, wanted.len() as u64, "requests");
-            let batch = chunk.iter().map(|(index, missing)| {
-                let prompt = Arc::new(self.prompt(&requests[*index])?);
-                let seeds = missing.iter().map(|(_, seed)| *seed).collect();
-                Ok(GenerateRequest { prompt, sampling: *sampling, seeds })
-            });
-            let batch: Vec<GenerateRequest> = batch.collect::<Result<_, StageError>>()?;
-            let mut failure = None;
-            let memo = self.ctx.memo.clone();
-            let mut done = |request: usize, completions: Vec<Completion>| {
-                for ((key, _), completion) in chunk[request].1.iter().zip(completions) {
-                    let reply = reply(&batch[request].prompt, completion);
-                    if let Err(error) =
-                        memo.put(NAMESPACE, key, &serde_json::to_vec(&reply).expect("a reply is plain data"))
-                    {
-                        failure = Some(StageError::Machine(format!("the memo: {error}")));
-                        return ControlFlow::Break(());
-                    }
-                    known.insert(*key, reply);
-                }
-                if self.ctx.check_cancelled().is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            };
-            let vlm = self.vlm.as_ref().expect("loaded by prompt()");
-            vlm.generate(&batch, &mut done).map_err(model_error)?;
-            if let Some(failure) = failure {
-                return Err(failure);
-            }
-            self.ctx.check_cancelled()?;
-            self.misses += chunk.iter().map(|(_, missing)| missing.len() as u64).sum::<u64>();
-            self.report();
+        match &self.answerer {
+            Answerer::Local(_) => self.generate_here(requests, sampling, wanted, known),
+            Answerer::Served { .. } => self.ask_server(requests, sampling, wanted, known),
+            Answerer::Replay(_) => self.replay(requests, &wanted, keys, known),
         }
-        self.report();
+    }
+
+    fn generate_here(
+        &mut self,
+        requests: &[Request],
+        sampling: &Sampling,
+        wanted: Vec<Open>,
+        known: &mut BTreeMap<Digest, Reply>,
+    ) -> Result<(), StageError> {
+        let total = wanted.len() as u64;
+        let mut queue = VecDeque::from(wanted);
+        while !queue.is_empty() {
+            self.ctx.check_cancelled()?;
+            self.ctx.progress(total - queue.len() as u64, total, "requests");
+            let (chunk, _claims) = self.take_chunk(&mut queue, known);
+            if !chunk.is_empty() {
+                self.generate_chunk(requests, sampling, &chunk, known)?;
+                self.misses += chunk.iter().map(|open| open.missing.len() as u64).sum::<u64>();
+                self.report();
+            } else if !queue.is_empty() {
+                std::thread::sleep(ELSEWHERE_POLL);
+            }
+        }
+        Ok(())
+    }
+
+    /// The next requests that nobody else is at, with the claims on them. What others have answered meanwhile goes to
+    /// `known`; what they are at goes to the end of the queue.
+    fn take_chunk(
+        &mut self,
+        queue: &mut VecDeque<Open>,
+        known: &mut BTreeMap<Digest, Reply>,
+    ) -> (Vec<Open>, Vec<Claim>) {
+        let (mut chunk, mut claims) = (Vec::new(), Vec::new());
+        for _ in 0..queue.len() {
+            if chunk.len() == CHUNK {
+                break;
+            }
+            let Some(Open { request, missing }) = queue.pop_front() else { break };
+            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+            for (key, seed) in missing {
+                let claim = self.ctx.asking.claim(&key);
+                match (self.recall(&key), claim) {
+                    (Some(reply), _) => drop(known.insert(key, reply)),
+                    (None, Some(claim)) => {
+                        ours.push((key, seed));
+                        claims.push(claim);
+                    }
+                    (None, None) => theirs.push((key, seed)),
+                }
+            }
+            if !theirs.is_empty() {
+                queue.push_back(Open { request, missing: theirs });
+            }
+            if !ours.is_empty() {
+                chunk.push(Open { request, missing: ours });
+            }
+        }
+        (chunk, claims)
+    }
+
+    fn generate_chunk(
+        &mut self,
+        requests: &[Request],
+        sampling: &Sampling,
+        chunk: &[Open],
+        known: &mut BTreeMap<Digest, Reply>,
+    ) -> Result<(), StageError> {
+        let batch = chunk.iter().map(|open| {
+            let prompt = Arc::new(self.prompt(&requests[open.request])?);
+            let seeds = open.missing.iter().map(|(_, seed)| *seed).collect();
+            Ok(GenerateRequest { prompt, sampling: *sampling, seeds })
+        });
+        let batch: Vec<GenerateRequest> = batch.collect::<Result<_, StageError>>()?;
+        let mut failure = None;
+        let memo = self.ctx.memo.as_ref();
+        let mut done = |request: usize, completions: Vec<Completion>| {
+            for ((key, _), completion) in chunk[request].missing.iter().zip(completions) {
+                let reply = reply(&batch[request].prompt, completion);
+                if let Err(error) = keep(memo, key, &reply) {
+                    failure = Some(error);
+                    return ControlFlow::Break(());
+                }
+                known.insert(*key, reply);
+            }
+            if self.ctx.check_cancelled().is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        self.vlm().generate(&batch, &mut done).map_err(model_error)?;
+        failure.map_or(Ok(()), Err)?;
+        self.ctx.check_cancelled()
+    }
+
+    fn ask_server(
+        &mut self,
+        requests: &[Request],
+        sampling: &Sampling,
+        wanted: Vec<Open>,
+        known: &mut BTreeMap<Digest, Reply>,
+    ) -> Result<(), StageError> {
+        let Answerer::Served { server, quota } = &self.answerer else { return Ok(()) };
+        let each = |open: Open| {
+            let subject = requests[open.request].subject.clone();
+            open.missing.into_iter().map(move |(key, seed)| Wanted {
+                request: open.request,
+                key,
+                seed,
+                subject: subject.clone(),
+            })
+        };
+        let wanted: Vec<Wanted> = wanted.into_iter().flat_map(each).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let (mut spent, mut hits, mut misses) = (self.spent, self.hits, self.misses);
+        let caller =
+            Asker { responder: self, server, quota, requests, sampling, known, hits: &mut hits, misses: &mut misses };
+        let result = Exchange::new(self.ctx, server, quota, &mut spent).run(wanted, &mut { caller });
+        (self.spent, self.hits, self.misses) = (spent, hits, misses);
+        result
+    }
+
+    fn replay(
+        &mut self,
+        requests: &[Request],
+        wanted: &[Open],
+        keys: &[Vec<Digest>],
+        known: &mut BTreeMap<Digest, Reply>,
+    ) -> Result<(), StageError> {
+        let Answerer::Replay(replay) = &self.answerer else { return Ok(()) };
+        for Open { request, missing } in wanted {
+            for (key, _) in missing {
+                let repeat = keys[*request].iter().position(|one| one == key).unwrap_or(0);
+                let text = replay.answer(&requests[*request].subject, repeat)?.to_owned();
+                let reply = Reply { text, finished: true, ..Reply::default() };
+                keep(self.ctx.memo.as_ref(), key, &reply)?;
+                known.insert(*key, reply);
+            }
+        }
+        self.misses += wanted.iter().map(|open| open.missing.len() as u64).sum::<u64>();
         Ok(())
     }
 
     /// Summed natural log-probabilities of every continuation of every request, in order.
+    ///
+    /// # Errors
+    /// Only weights in this process tell them.
     pub fn score(&mut self, requests: &[Request], options: &[Options]) -> Result<Vec<Vec<f64>>, StageError> {
+        if !matches!(self.answerer, Answerer::Local(_)) {
+            let message = format!(
+                "model `{}`: only local models tell how likely a given text is; read its answers as text instead (`mode: \
+                 generate` of eval.answer, `read: text` of vlm.filter)",
+                self.model.name
+            );
+            return Err(StageError::invalid(message));
+        }
         let mut known: BTreeMap<Digest, f64> = BTreeMap::new();
-        let mut wanted: BTreeMap<Digest, (usize, Vec<(Digest, String)>)> = BTreeMap::new();
+        let mut wanted: BTreeMap<Digest, OpenPlace> = BTreeMap::new();
         let mut order: Vec<Digest> = Vec::new();
         let mut keys = Vec::with_capacity(requests.len());
-        for (index, (request, options)) in requests.iter().zip(options).enumerate() {
-            let place = self.place_key(request, options);
+        for (request, (asked, options)) in requests.iter().zip(options).enumerate() {
+            let place = self.place_key(asked, options);
             let row: Vec<Digest> = options.continuations.iter().map(|text| continuation_key(&place, text)).collect();
             for (key, text) in row.iter().zip(&options.continuations) {
                 if known.contains_key(key) {
@@ -229,51 +446,85 @@ impl<'a> Responder<'a> {
                     known.insert(*key, value);
                     continue;
                 }
-                let entry = wanted.entry(place).or_insert_with(|| {
+                let open = wanted.entry(place).or_insert_with(|| {
                     order.push(place);
-                    (index, Vec::new())
+                    OpenPlace { request, place, missing: Vec::new() }
                 });
-                if !entry.1.iter().any(|(seen, _)| seen == key) {
-                    entry.1.push((*key, text.clone()));
+                if !open.missing.iter().any(|(seen, _)| seen == key) {
+                    open.missing.push((*key, text.clone()));
                 }
             }
             keys.push(row);
         }
-        for chunk in order.chunks(CHUNK) {
-            self.ctx.check_cancelled()?;
-            let places: Vec<&(usize, Vec<(Digest, String)>)> = chunk.iter().map(|place| &wanted[place]).collect();
-            self.score_chunk(requests, options, &places, &mut known)?;
-        }
+        self.ctx.asking.announce(|| {
+            let missing = wanted.values().map(|open| open.missing.len() as u64).sum();
+            Asks { total: keys.iter().map(|row| row.len() as u64).sum(), missing, ..Asks::default() }
+        })?;
+        let queue = order.into_iter().filter_map(|place| wanted.remove(&place)).collect();
+        self.score_here(requests, options, queue, &mut known)?;
         self.report();
         Ok(keys.iter().map(|row| row.iter().map(|key| known[key]).collect()).collect())
+    }
+
+    fn score_here(
+        &mut self,
+        requests: &[Request],
+        options: &[Options],
+        mut queue: VecDeque<OpenPlace>,
+        known: &mut BTreeMap<Digest, f64>,
+    ) -> Result<(), StageError> {
+        while !queue.is_empty() {
+            self.ctx.check_cancelled()?;
+            let (mut chunk, mut claims) = (Vec::new(), Vec::new());
+            for _ in 0..queue.len() {
+                let Some(mut open) = queue.pop_front() else { break };
+                let claim = self.ctx.asking.claim(&open.place);
+                open.missing.retain(|(key, _)| match self.recall(key) {
+                    Some(score) => known.insert(*key, score).is_some(),
+                    None => true,
+                });
+                match claim {
+                    _ if open.missing.is_empty() => {}
+                    Some(claim) => {
+                        claims.push(claim);
+                        chunk.push(open);
+                    }
+                    None => queue.push_back(open),
+                }
+                if chunk.len() == CHUNK {
+                    break;
+                }
+            }
+            if !chunk.is_empty() {
+                self.score_chunk(requests, options, &chunk, known)?;
+            } else if !queue.is_empty() {
+                std::thread::sleep(ELSEWHERE_POLL);
+            }
+        }
+        Ok(())
     }
 
     fn score_chunk(
         &mut self,
         requests: &[Request],
         options: &[Options],
-        places: &[&(usize, Vec<(Digest, String)>)],
+        places: &[OpenPlace],
         known: &mut BTreeMap<Digest, f64>,
     ) -> Result<(), StageError> {
         let mut batch = Vec::with_capacity(places.len());
-        for (index, missing) in places {
-            let prompt = Arc::new(self.prompt(&requests[*index])?);
-            let vlm = self.vlm.as_ref().expect("loaded by prompt()");
-            let options = &options[*index];
+        for OpenPlace { request, missing, .. } in places {
+            let prompt = Arc::new(self.prompt(&requests[*request])?);
+            let (vlm, options) = (self.vlm(), &options[*request]);
             let continuations = missing
                 .iter()
                 .map(|(_, text)| continuation_ids(vlm, text, options.closed))
                 .collect::<Result<_, _>>()?;
             batch.push(ScoreRequest { prompt, prefix: encode(vlm, &options.prefix)?, continuations });
         }
-        let scores = self.vlm.as_ref().expect("loaded by prompt()").score(&batch).map_err(model_error)?;
-        for ((_, missing), scores) in places.iter().zip(scores) {
-            for ((key, _), score) in missing.iter().zip(scores) {
-                let bytes = serde_json::to_vec(&score).expect("a number is plain data");
-                self.ctx
-                    .memo
-                    .put(NAMESPACE, key, &bytes)
-                    .map_err(|error| StageError::Machine(format!("the memo: {error}")))?;
+        let scores = self.vlm().score(&batch).map_err(model_error)?;
+        for (open, scores) in places.iter().zip(scores) {
+            for ((key, _), score) in open.missing.iter().zip(scores) {
+                keep(self.ctx.memo.as_ref(), key, &score)?;
                 known.insert(*key, score);
                 self.misses += 1;
             }
@@ -285,14 +536,18 @@ impl<'a> Responder<'a> {
         let system = self.system(request).map(str::to_owned);
         let images =
             request.pictures.iter().map(|picture| picture.render(self.dataset)).collect::<Result<Vec<_>, _>>()?;
-        prompt(self.load()?, system.as_deref(), &request.user, &images)
+        if let Answerer::Local(vlm @ None) = &mut self.answerer {
+            *vlm = Some(load_local(self.ctx, self.model)?);
+        }
+        prompt(self.vlm(), system.as_deref(), &request.user, &images)
     }
 
-    fn load(&mut self) -> Result<&Vlm, StageError> {
-        if self.vlm.is_none() {
-            self.vlm = Some(load_local(self.ctx, self.model)?);
+    /// The weights. Only once a prompt was made.
+    fn vlm(&self) -> &Vlm {
+        match &self.answerer {
+            Answerer::Local(Some(vlm)) => vlm,
+            _ => unreachable!("prompt() loads them, and only local models make prompts"),
         }
-        Ok(self.vlm.as_ref().expect("just loaded"))
     }
 
     fn system<'r>(&'r self, request: &'r Request) -> Option<&'r str> {
@@ -300,7 +555,7 @@ impl<'a> Responder<'a> {
     }
 
     fn recall<T: for<'de> Deserialize<'de>>(&mut self, key: &Digest) -> Option<T> {
-        let value = self.ctx.memo.get(NAMESPACE, key).and_then(|bytes| serde_json::from_slice(&bytes).ok())?;
+        let value = recall(self.ctx, key)?;
         self.hits += 1;
         Some(value)
     }
@@ -311,16 +566,33 @@ impl<'a> Responder<'a> {
 
     fn base_key(&self, request: &Request) -> serde_json::Value {
         let pictures: Vec<_> = request.pictures.iter().map(Picture::key).collect();
-        json!({
+        let mut key = json!({
             "v": 1, "model": self.model.identity, "numerics": numerics(self.ctx),
             "system": self.system(request), "user": request.user, "pictures": pictures,
-        })
+        });
+        match self.model.provider {
+            Provider::Local => {}
+            // It computes elsewhere.
+            Provider::Openai => key["numerics"] = json!(null),
+            // What was recorded is known by what it is about.
+            Provider::Replay => key["numerics"] = json!({ "subject": request.subject }),
+        }
+        key
     }
 
-    fn generation_key(&self, request: &Request, sampling: &Sampling, seed: u64) -> Digest {
-        let seed = if sampling.temperature > 0.0 { json!(seed) } else { json!(null) };
-        let key = json!({ "ask": self.base_key(request), "sampling": sampling, "seed": seed });
-        Digest::of(key.to_string().as_bytes())
+    fn generation_keys(&self, request: &Request, sampling: &Sampling, seeds: &[u64]) -> Vec<Digest> {
+        let base = self.base_key(request);
+        let mut repeat = 0;
+        let key = |seed: &u64| {
+            repeat += 1;
+            let seed = match self.model.provider {
+                Provider::Replay => json!(repeat),
+                _ if sampling.temperature > 0.0 => json!(seed),
+                _ => json!(null),
+            };
+            Digest::of(json!({ "ask": base, "sampling": sampling, "seed": seed }).to_string().as_bytes())
+        };
+        seeds.iter().map(key).collect()
     }
 
     fn place_key(&self, request: &Request, options: &Options) -> Digest {
@@ -329,69 +601,86 @@ impl<'a> Responder<'a> {
     }
 }
 
+/// One stage's side of an exchange with a server.
+struct Asker<'r, 'a> {
+    responder: &'r Responder<'a>,
+    server: &'r Server,
+    quota: &'r Quota,
+    requests: &'r [Request],
+    sampling: &'r Sampling,
+    known: &'r mut BTreeMap<Digest, Reply>,
+    hits: &'r mut u64,
+    misses: &'r mut u64,
+}
+
+impl Caller for Asker<'_, '_> {
+    fn prepare(&self, wanted: &Wanted) -> Result<Prepared, StageError> {
+        let request = &self.requests[wanted.request];
+        let url = |picture: &Picture| Ok(data_url(&picture.encoded(self.responder.dataset)?));
+        let pictures: Vec<String> = request.pictures.iter().map(url).collect::<Result<_, StageError>>()?;
+        let system = self.responder.system(request);
+        let body = self.server.body(system, &request.user, &pictures, self.sampling, wanted.seed);
+        Ok(Prepared { body, estimate: estimate(self.quota, request, self.sampling) })
+    }
+
+    fn recall(&mut self, wanted: &Wanted) -> bool {
+        let Some(reply) = recall(self.responder.ctx, &wanted.key) else { return false };
+        *self.hits += 1;
+        self.known.insert(wanted.key, reply);
+        true
+    }
+
+    fn keep(&mut self, wanted: &Wanted, answered: Answered) -> Result<(), StageError> {
+        let Answered { spoken, took } = answered;
+        let (prompt, completion) = spoken.usage.unwrap_or_default();
+        let reply = Reply {
+            text: spoken.text,
+            finished: spoken.finished,
+            usage: Usage { prompt, completion },
+            served: spoken.served,
+            cost: self.quota.has_price().then(|| took.dollars()),
+        };
+        keep(self.responder.ctx.memo.as_ref(), &wanted.key, &reply)?;
+        self.known.insert(wanted.key, reply);
+        *self.misses += 1;
+        self.responder.ctx.notes.note(Note::Memo { hits: *self.hits, misses: *self.misses });
+        Ok(())
+    }
+}
+
+/// The most that a request can take: a token for three bytes of text (few texts have more), the longest answer, and of
+/// pictures what servers charge for large ones, or what was charged so far where that is more.
+fn estimate(quota: &Quota, request: &Request, sampling: &Sampling) -> Charge {
+    let text = request.user.len() + request.system.as_deref().map_or(0, str::len);
+    let prompt = (text / 3 + PICTURE_TOKENS * request.pictures.len()) as i64;
+    let recorded = quota.mean().ok().flatten().map_or(0, |mean| mean.prompt_tokens);
+    quota.charge_of(prompt.max(recorded), sampling.max_new_tokens as i64)
+}
+
+fn without_key(settings: &serde_json::Map<String, serde_json::Value>) -> serde_json::Map<String, serde_json::Value> {
+    settings
+        .iter()
+        .filter(|(name, _)| *name != "api_key_env")
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
+fn recall<T: for<'de> Deserialize<'de>>(ctx: &Context, key: &Digest) -> Option<T> {
+    ctx.memo.get(NAMESPACE, key).and_then(|bytes| serde_json::from_slice(&bytes).ok())
+}
+
+fn keep(memo: &dyn Memo, key: &Digest, value: &impl Serialize) -> Result<(), StageError> {
+    let bytes = serde_json::to_vec(value).expect("an answer is plain data");
+    memo.put(NAMESPACE, key, &bytes).map_err(|error| StageError::Machine(format!("the memo: {error}")))
+}
+
 fn continuation_key(place: &Digest, text: &str) -> Digest {
     Digest::of(format!("{place}\n{text}").as_bytes())
 }
 
 fn reply(prompt: &Prompt, completion: Completion) -> Reply {
     let usage = Usage { prompt: prompt.ids.len() as u32, completion: completion.ids.len() as u32 };
-    Reply { text: completion.text, finished: completion.finished, usage }
-}
-
-fn continuation_ids(vlm: &Vlm, text: &str, closed: bool) -> Result<Vec<u32>, StageError> {
-    let mut ids = encode(vlm, text)?;
-    if closed {
-        ids.extend(vlm.eos().first());
-    }
-    Ok(ids)
-}
-
-/// Token ids of `text`; an empty text has none.
-pub fn encode(vlm: &Vlm, text: &str) -> Result<Vec<u32>, StageError> {
-    vlm.encode(text).map_err(model_error)
-}
-
-/// A prompt of an optional system turn and one user turn: pictures first, then text.
-pub fn prompt(vlm: &Vlm, system: Option<&str>, user: &str, images: &[image::RgbImage]) -> Result<Prompt, StageError> {
-    let mut turns = Vec::new();
-    turns.extend(system.map(|text| Turn { role: Role::System, parts: vec![Part::Text(text.to_owned())] }));
-    let mut parts: Vec<Part> = images.iter().map(|_| Part::Image).collect();
-    parts.push(Part::Text(user.to_owned()));
-    turns.push(Turn { role: Role::User, parts });
-    vlm.prompt(&turns, images, true).map_err(model_error)
-}
-
-/// Loads the weights of a local model.
-pub fn load_local(ctx: &Context, model: &ModelInput) -> Result<Vlm, StageError> {
-    let dir =
-        model.dir.as_deref().ok_or_else(|| StageError::invalid(format!("model `{}` has no directory", model.name)))?;
-    let (device, dtype) = match ctx.devices.first() {
-        Some(device) => (DeviceChoice::Cuda(*device), dtype(model)?),
-        None => (DeviceChoice::Cpu, DType::F32),
-    };
-    let options = LoadOptions { threads: ctx.threads, dtype, device };
-    Vlm::load(dir, &options).map_err(model_error)
-}
-
-/// The numerics class of this process: answers may differ between devices and CPU levels in the last bits.
-fn numerics(ctx: &Context) -> String {
-    if ctx.devices.is_empty() { format!("cpu/{}", CpuLevel::detect()) } else { "cuda".to_owned() }
-}
-
-/// The type of the weights on a GPU: `dtype:` of the model, bf16 by default. On the CPU f32 is both exact and fastest.
-fn dtype(model: &ModelInput) -> Result<DType, StageError> {
-    match model.settings.get("dtype").and_then(serde_json::Value::as_str) {
-        None | Some("bf16") => Ok(DType::BF16),
-        Some("f32") => Ok(DType::F32),
-        Some(other) => {
-            Err(StageError::invalid(format!("model `{}`: dtype `{other}` is neither bf16 nor f32", model.name)))
-        }
-    }
-}
-
-/// A model's error as the stage's.
-pub fn model_error(error: mpcc_models::ModelError) -> StageError {
-    StageError::invalid(error.to_string())
+    Reply { text: completion.text, finished: completion.finished, usage, ..Reply::default() }
 }
 
 /// The seed of draw `index` for one purpose and subject (a record's id), whatever else is asked.

@@ -97,6 +97,7 @@ impl Stage for TracesSynthesize {
             .file_param("prompt")
             .file_param("system")
             .numerics()
+            .asks()
             .seeded()
     }
 
@@ -156,7 +157,7 @@ impl TracesSynthesize {
         let user = render(&self.prompt, &[("category", &item.region.category)])
             .map_err(|error| StageError::invalid(error.to_string()))?;
         let picture = Picture::Masked { region: item.region.clone(), mask: self.mask.clone() };
-        Ok(Request { system: self.system.clone(), user, pictures: vec![picture] })
+        Ok(Request { system: self.system.clone(), user, pictures: vec![picture], subject: item.id.clone() })
     }
 
     fn trace(&self, item: &Item, reply: &Reply) -> Trace {

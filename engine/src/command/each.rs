@@ -10,20 +10,25 @@
 //! | `{"error": ..}` | the record is set aside with its error, the rest goes on |
 //! | the process dies or loses step | the record is tried once more on a fresh process, then set aside |
 //! | [`DEATHS`] breaks in a row without an answer between | the stage ends: the command itself is broken |
+//! | another process is at the very same record | its result is waited for while other records are asked |
+//! | two records are equal | one is asked |
 //! | any record was set aside | the stage fails at the end; the results of the others stay in the memo |
 //!
 //! The limit: all records of the input are held in memory.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use mpcc_cache::Digest;
+use mpcc_cache::digest::Prefix;
 use serde_json::{Value, json};
 
+use crate::asking::{Asks, Claim};
 use crate::command::record_process::{Answer, RecordProcess};
 use crate::command::{Ports, program};
 use crate::job::Outcome;
@@ -36,6 +41,9 @@ const NAMESPACE: &str = "each";
 /// Breaks in a row after which the command is given up.
 const DEATHS: u32 = 4;
 
+/// How soon to look again at records that other processes are at.
+const ELSEWHERE_POLL: Duration = Duration::from_millis(20);
+
 /// Raised when keys or stored values change their meaning.
 const VERSION: u32 = 1;
 
@@ -44,7 +52,9 @@ pub(super) fn run(command: &Command, port: &str, ctx: &Context, failed_records: 
     let output = sole_output(ctx)?;
     let records = read(port, ctx)?;
     let base = base_key(command, port, ctx)?;
-    let batch = Batch::new(records, &base, ctx);
+    let keys = keys(&records, &base);
+    ctx.asking.announce(|| census(&keys, ctx))?;
+    let batch = Batch::new(records, keys, ctx);
     if batch.is_open() {
         let words = program::words(command, &Ports::of(ctx))?;
         let workers = ctx.threads.max(1).min(batch.open_count());
@@ -116,6 +126,18 @@ fn identity(bound: &Bound) -> Value {
     }
 }
 
+/// The key of every record.
+fn keys(records: &[String], base: &[u8]) -> Vec<Digest> {
+    let prefix = Prefix::of(&[base, b"\n"].concat());
+    records.iter().map(|record| prefix.digest(record.as_bytes())).collect()
+}
+
+/// How many records would be handed to the command.
+fn census(keys: &[Digest], ctx: &Context) -> Asks {
+    let missing: BTreeSet<&Digest> = keys.iter().filter(|key| !ctx.memo.contains(NAMESPACE, key)).collect();
+    Asks { total: keys.len() as u64, missing: missing.len() as u64, records: true, ..Asks::default() }
+}
+
 /// How one record stands.
 #[derive(Clone, Debug, PartialEq)]
 enum Standing {
@@ -128,6 +150,8 @@ enum Standing {
 struct Batch<'a> {
     records: Vec<String>,
     keys: Vec<Digest>,
+    /// The records of each key that the memo did not have.
+    open: BTreeMap<Digest, Vec<usize>>,
     ctx: &'a Context,
     state: Mutex<State>,
 }
@@ -135,6 +159,8 @@ struct Batch<'a> {
 struct State {
     standing: Vec<Standing>,
     queue: VecDeque<usize>,
+    /// Records put back in a row, because other processes are at them.
+    put_off: usize,
     hits: u64,
     misses: u64,
     /// Breaks since the last answer.
@@ -144,28 +170,33 @@ struct State {
 }
 
 impl<'a> Batch<'a> {
-    /// Takes what the memo has; the rest is open.
-    fn new(records: Vec<String>, base: &[u8], ctx: &'a Context) -> Self {
-        let key = |record: &String| {
-            let mut bytes = base.to_vec();
-            bytes.push(b'\n');
-            bytes.extend_from_slice(record.as_bytes());
-            Digest::of(&bytes)
-        };
-        let keys: Vec<Digest> = records.iter().map(key).collect();
-        let stored = |key| ctx.memo.get(NAMESPACE, key).map_or(Standing::Open, Standing::Result);
-        let standing: Vec<Standing> = keys.iter().map(stored).collect();
-        let open = |(index, standing): (usize, &Standing)| (*standing == Standing::Open).then_some(index);
-        let queue: VecDeque<usize> = standing.iter().enumerate().filter_map(open).collect();
-        let hits = (records.len() - queue.len()) as u64;
-        let state = State { standing, queue, hits, misses: 0, breaks: 0, over: None };
-        let batch = Self { records, keys, ctx, state: Mutex::new(state) };
-        batch.report(&batch.state.lock().expect("no thread panics"));
+    /// Takes what the memo has; the rest is open, of equal records the first.
+    fn new(records: Vec<String>, keys: Vec<Digest>, ctx: &'a Context) -> Self {
+        let mut standing = Vec::with_capacity(records.len());
+        let mut open: BTreeMap<Digest, Vec<usize>> = BTreeMap::new();
+        let mut queue = VecDeque::new();
+        for (index, key) in keys.iter().enumerate() {
+            let stored = ctx.memo.get(NAMESPACE, key).map(Standing::Result);
+            if stored.is_none() {
+                let equal = open.entry(*key).or_default();
+                equal.push(index);
+                queue.extend((equal.len() == 1).then_some(index));
+            }
+            standing.push(stored.unwrap_or(Standing::Open));
+        }
+        let hits = standing.iter().filter(|standing| **standing != Standing::Open).count() as u64;
+        let state = State { standing, queue, put_off: 0, hits, misses: 0, breaks: 0, over: None };
+        let batch = Self { records, keys, open, ctx, state: Mutex::new(state) };
+        batch.report(&batch.state());
         batch
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panics")
+    }
+
     fn open_count(&self) -> usize {
-        self.state.lock().expect("no thread panics").queue.len()
+        self.state().queue.len()
     }
 
     fn is_open(&self) -> bool {
@@ -180,7 +211,7 @@ impl<'a> Batch<'a> {
     /// Drives one process after the other until nothing is left.
     fn work(&self, start: impl Fn() -> std::io::Result<RecordProcess>, words: &[String]) {
         let mut process = None;
-        while let Some(index) = self.next() {
+        while let Some((index, _claim)) = self.next() {
             let answer = self.answer(&mut process, &start, words, index);
             self.settle(index, answer);
         }
@@ -191,16 +222,59 @@ impl<'a> Batch<'a> {
     }
 
     /// The next record to ask for; none when the stage is over or is being cancelled.
-    fn next(&self) -> Option<usize> {
+    fn next(&self) -> Option<(usize, Claim)> {
+        loop {
+            let index = self.pop()?;
+            let Some(claim) = self.ctx.asking.claim(&self.keys[index]) else {
+                self.put_off(index);
+                continue;
+            };
+            // Somebody may have answered between our look and the claim.
+            match self.ctx.memo.get(NAMESPACE, &self.keys[index]) {
+                Some(result) => self.answered_elsewhere(index, result),
+                None => return Some((index, claim)),
+            }
+        }
+    }
+
+    fn pop(&self) -> Option<usize> {
         if self.ctx.cancel.load(Ordering::Relaxed) {
             self.end(Outcome::Cancelled);
         }
-        let mut state = self.state.lock().expect("no thread panics");
+        let mut state = self.state();
         if state.over.is_some() { None } else { state.queue.pop_front() }
     }
 
+    /// Puts a record behind all others; sleeps once all that are left were put off.
+    fn put_off(&self, index: usize) {
+        let all = {
+            let mut state = self.state();
+            state.queue.push_back(index);
+            state.put_off += 1;
+            state.put_off >= state.queue.len()
+        };
+        if all {
+            std::thread::sleep(ELSEWHERE_POLL);
+            self.state().put_off = 0;
+        }
+    }
+
+    fn answered_elsewhere(&self, index: usize, result: Vec<u8>) {
+        let mut state = self.state();
+        state.put_off = 0;
+        state.hits += self.stand(&mut state, index, &Standing::Result(result));
+        self.report(&state);
+    }
+
+    /// Notes how a record and its equals stand; how many these are.
+    fn stand(&self, state: &mut State, index: usize, standing: &Standing) -> u64 {
+        let equal = &self.open[&self.keys[index]];
+        equal.iter().for_each(|&index| state.standing[index] = standing.clone());
+        equal.len() as u64
+    }
+
     fn end(&self, outcome: Outcome) {
-        self.state.lock().expect("no thread panics").over.get_or_insert(outcome);
+        self.state().over.get_or_insert(outcome);
     }
 
     /// Asks twice at most: a process that breaks is replaced once.
@@ -235,7 +309,7 @@ impl<'a> Batch<'a> {
     /// Counts a break; whether the command is to be given up, or the stage is over anyway.
     fn broke(&self, why: &str) -> bool {
         let cancelled = self.ctx.cancel.load(Ordering::Relaxed);
-        let mut state = self.state.lock().expect("no thread panics");
+        let mut state = self.state();
         state.breaks += 1;
         if cancelled {
             state.over.get_or_insert(Outcome::Cancelled);
@@ -253,12 +327,13 @@ impl<'a> Batch<'a> {
             Answer::Dropped => self.keep(index, Vec::new()),
             Answer::Failed(error) | Answer::Broken(error) => Standing::Failed(error),
         };
-        let mut state = self.state.lock().expect("no thread panics");
+        let mut state = self.state();
         if !matches!(&standing, Standing::Failed(_)) {
             state.breaks = 0;
         }
-        state.standing[index] = standing;
+        state.put_off = 0;
         state.misses += 1;
+        state.hits += self.stand(&mut state, index, &standing) - 1;
         self.report(&state);
     }
 

@@ -287,6 +287,7 @@ mod tests {
             scratch: folder.to_owned(),
             partial: folder.to_owned(),
             memo: Arc::new(MemoryMemo::default()),
+            asking: crate::asking::Asking::alone(),
             notes: Arc::new(NoteLog::default()),
             cancel: Arc::default(),
         }

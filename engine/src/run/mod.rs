@@ -45,5 +45,5 @@ pub(crate) use needs::{names_of, with_above};
 pub use options::{Control, RunError, RunOptions};
 pub use seal::Seal;
 pub(crate) use seal::Stand;
-pub(crate) use step::{node_key, previous_key};
+pub(crate) use step::{job_outputs, node_key, previous_key};
 pub use unchanged::{Unchanged, unchanged};

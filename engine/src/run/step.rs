@@ -301,7 +301,8 @@ impl Shared {
     }
 }
 
-fn job_outputs(node: &Node, folder: &Path) -> BTreeMap<String, JobOutput> {
+/// Where an attempt in `folder` writes each output of `node`.
+pub(crate) fn job_outputs(node: &Node, folder: &Path) -> BTreeMap<String, JobOutput> {
     let place = |name: &str, tree| JobOutput { path: Job::output_in(folder, name), tree };
     let ports = node.outputs.iter().map(|output| &output.port);
     ports.map(|port| (port.name.clone(), place(&port.name, port.ty.is_tree()))).collect()

@@ -26,9 +26,9 @@ use crate::dataset::Dataset;
 use crate::decoding::Decoding;
 use crate::draw;
 use crate::mask::Mask;
+use crate::provider::local::model_error;
 use crate::record::{Item, Trace};
 use crate::records;
-use crate::responder::model_error;
 use crate::reward::Term;
 use crate::traces::target;
 

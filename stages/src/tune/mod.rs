@@ -15,8 +15,8 @@ use serde::Serialize;
 
 use crate::dataset::Dataset;
 use crate::mask::{Mask, MaskedImage};
+use crate::provider::local::{encode, load_local, prompt};
 use crate::record::Region;
-use crate::responder::{encode, load_local, prompt};
 use crate::template::render;
 
 pub use optimiser::Optimiser;

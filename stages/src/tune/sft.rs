@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use super::{Asking, Optimiser, at_least_one, checkpoints, load, observe, response, step_count, write_lines};
 use crate::dataset::Dataset;
 use crate::mask::Mask;
+use crate::provider::local::model_error;
 use crate::record::Trace;
 use crate::records;
-use crate::responder::model_error;
 use crate::traces::target;
 
 /// Parameters of `train.sft`.
