@@ -5,13 +5,19 @@ mod house;
 mod mutations;
 mod pipelines;
 mod remote;
+mod served;
 mod slurm;
 
 /// A test file that nobody declares would silently not run.
 #[test]
 fn every_file_is_declared() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    for (folder, list) in [(root.clone(), "main.rs"), (root.join("cli"), "mod.rs"), (root.join("slurm"), "mod.rs")] {
+    for (folder, list) in [
+        (root.clone(), "main.rs"),
+        (root.join("cli"), "mod.rs"),
+        (root.join("served"), "mod.rs"),
+        (root.join("slurm"), "mod.rs"),
+    ] {
         let declared = std::fs::read_to_string(folder.join(list)).unwrap();
         for entry in std::fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();

@@ -37,7 +37,7 @@ use crate::mask::{Mask, MaskedImage};
 use crate::provider::local::{continuation_ids, encode, load_local, model_error, numerics, prompt};
 use crate::provider::openai::{Server, data_url};
 use crate::provider::replay::Replay;
-use crate::provider::served::{Answered, Caller, Exchange, Prepared, Wanted};
+use crate::provider::served::{Answered, Caller, Exchange, Wanted};
 use crate::record::{Region, Usage};
 
 /// Requests handed to the model at a time: enough to fill its batches, few enough for a lively progress bar.
@@ -253,8 +253,9 @@ impl<'a> Responder<'a> {
                 Ok(Some(mean)) if quota.has_price() => Some(mean.dollars()),
                 _ => None,
             };
-            let most =
-                |open: &Open| open.missing.len() as f64 * estimate(quota, &requests[open.request], sampling).dollars();
+            let most = |open: &Open| {
+                open.missing.len() as f64 * estimate(quota, &requests[open.request], sampling, None).dollars()
+            };
             let dollars = match recorded {
                 Some(mean) => Some(mean * missing as f64),
                 None => quota.has_price().then(|| wanted.iter().map(most).sum()),
@@ -390,9 +391,19 @@ impl<'a> Responder<'a> {
             return Ok(());
         }
         let (mut spent, mut hits, mut misses) = (self.spent, self.hits, self.misses);
-        let caller =
-            Asker { responder: self, server, quota, requests, sampling, known, hits: &mut hits, misses: &mut misses };
-        let result = Exchange::new(self.ctx, server, quota, &mut spent).run(wanted, &mut { caller });
+        let mut caller = Asker {
+            responder: self,
+            server,
+            quota,
+            requests,
+            sampling,
+            known,
+            hits: &mut hits,
+            misses: &mut misses,
+            answers: 0,
+            answered: 0,
+        };
+        let result = Exchange::new(self.ctx, server, quota, &mut spent).run(wanted, &mut caller);
         (self.spent, self.hits, self.misses) = (spent, hits, misses);
         result
     }
@@ -611,16 +622,23 @@ struct Asker<'r, 'a> {
     known: &'r mut BTreeMap<Digest, Reply>,
     hits: &'r mut u64,
     misses: &'r mut u64,
+    /// Answers of this exchange, and the tokens of their prompts.
+    answers: u64,
+    answered: u64,
 }
 
 impl Caller for Asker<'_, '_> {
-    fn prepare(&self, wanted: &Wanted) -> Result<Prepared, StageError> {
+    fn body(&self, wanted: &Wanted) -> Result<Vec<u8>, StageError> {
         let request = &self.requests[wanted.request];
         let url = |picture: &Picture| Ok(data_url(&picture.encoded(self.responder.dataset)?));
         let pictures: Vec<String> = request.pictures.iter().map(url).collect::<Result<_, StageError>>()?;
         let system = self.responder.system(request);
-        let body = self.server.body(system, &request.user, &pictures, self.sampling, wanted.seed);
-        Ok(Prepared { body, estimate: estimate(self.quota, request, self.sampling) })
+        Ok(self.server.body(system, &request.user, &pictures, self.sampling, wanted.seed))
+    }
+
+    fn estimate(&self, wanted: &Wanted) -> Charge {
+        let mean = self.answered.checked_div(self.answers).map(|tokens| tokens as i64);
+        estimate(self.quota, &self.requests[wanted.request], self.sampling, mean)
     }
 
     fn recall(&mut self, wanted: &Wanted) -> bool {
@@ -642,19 +660,21 @@ impl Caller for Asker<'_, '_> {
         };
         keep(self.responder.ctx.memo.as_ref(), &wanted.key, &reply)?;
         self.known.insert(wanted.key, reply);
+        self.answers += 1;
+        self.answered += u64::from(prompt);
         *self.misses += 1;
         self.responder.ctx.notes.note(Note::Memo { hits: *self.hits, misses: *self.misses });
         Ok(())
     }
 }
 
-/// The most that a request can take: a token for three bytes of text (few texts have more), the longest answer, and of
-/// pictures what servers charge for large ones, or what was charged so far where that is more.
-fn estimate(quota: &Quota, request: &Request, sampling: &Sampling) -> Charge {
+/// The most that a request may take: a token for three bytes of text (few texts have more) and for each picture what servers
+/// charge for a large one, or twice the `mean` of prompts that were answered; and the longest answer.
+fn estimate(quota: &Quota, request: &Request, sampling: &Sampling, mean: Option<i64>) -> Charge {
     let text = request.user.len() + request.system.as_deref().map_or(0, str::len);
-    let prompt = (text / 3 + PICTURE_TOKENS * request.pictures.len()) as i64;
-    let recorded = quota.mean().ok().flatten().map_or(0, |mean| mean.prompt_tokens);
-    quota.charge_of(prompt.max(recorded), sampling.max_new_tokens as i64)
+    let unheard = (text / 3 + PICTURE_TOKENS * request.pictures.len()) as i64;
+    let prompt = mean.filter(|mean| *mean > 0).map_or(unheard, |mean| 2 * mean);
+    quota.charge_of(prompt, sampling.max_new_tokens as i64)
 }
 
 fn without_key(settings: &serde_json::Map<String, serde_json::Value>) -> serde_json::Map<String, serde_json::Value> {

@@ -8,8 +8,8 @@
 //! | `Retry-After` of the server | a line in the ledger that all read |
 //!
 //! Nothing is planned ahead, so whoever has something to ask asks, and a node whose answers are all known takes no part. A
-//! request is charged before it is sent, by the most it can cost, so a budget is never exceeded, whoever is killed when. Two
-//! processes that look at the same moment may both take the last place of a minute: `rpm` can be exceeded by one a process.
+//! request is charged before it is sent, by the most it may cost, so whoever is killed when, a budget is exceeded only by what
+//! one request takes beyond its estimate. Two processes that look at the same moment may both take the last place of a minute: `rpm` can be exceeded by one a process.
 
 use std::time::Duration;
 

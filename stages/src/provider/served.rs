@@ -41,14 +41,6 @@ pub struct Wanted {
     pub subject: String,
 }
 
-/// A request ready to be sent.
-pub struct Prepared {
-    /// What is sent.
-    pub body: Vec<u8>,
-    /// The most it can take.
-    pub estimate: Charge,
-}
-
 /// An answer with what it took.
 pub struct Answered {
     /// What the server said.
@@ -60,7 +52,9 @@ pub struct Answered {
 /// The caller's side: what is sent, what is known, what is kept.
 pub trait Caller {
     /// Makes what is sent.
-    fn prepare(&self, wanted: &Wanted) -> Result<Prepared, StageError>;
+    fn body(&self, wanted: &Wanted) -> Result<Vec<u8>, StageError>;
+    /// The most it may take, as far as is known by now.
+    fn estimate(&self, wanted: &Wanted) -> Charge;
     /// Takes the answer from the memo if somebody has put it there meanwhile; whether there was one.
     fn recall(&mut self, wanted: &Wanted) -> bool;
     /// Stores an answer.
@@ -72,7 +66,7 @@ struct Pending {
     wanted: Wanted,
     tries: u32,
     claim: Option<Claim>,
-    prepared: Option<Prepared>,
+    body: Option<Vec<u8>>,
 }
 
 struct Returned {
@@ -120,8 +114,7 @@ impl<'a> Exchange<'a> {
     /// Some were not: cancelled, refused, over budget, or given up. What was answered is kept.
     pub fn run(mut self, wanted: Vec<Wanted>, caller: &mut dyn Caller) -> Result<(), StageError> {
         self.total = wanted.len();
-        self.waiting =
-            wanted.into_iter().map(|wanted| Pending { wanted, tries: 0, claim: None, prepared: None }).collect();
+        self.waiting = wanted.into_iter().map(|wanted| Pending { wanted, tries: 0, claim: None, body: None }).collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| StageError::Machine(format!("no runtime: {error}")))?;
         runtime.block_on(self.drive(caller))?;
@@ -158,16 +151,22 @@ impl<'a> Exchange<'a> {
                 continue;
             }
             let Some(_) = pending.claim else { continue };
-            let prepared = match pending.prepared.take() {
-                Some(prepared) => prepared,
-                None => caller.prepare(&pending.wanted)?,
+            let body = match pending.body.take() {
+                Some(body) => body,
+                None => caller.body(&pending.wanted)?,
             };
-            match self.quota.admit(prepared.estimate)? {
-                Admission::Go(admitted) => under_way.push(Box::pin(exchange(self.server, pending, prepared, admitted))),
+            match self.quota.admit(caller.estimate(&pending.wanted))? {
+                Admission::Go(admitted) => under_way.push(Box::pin(exchange(self.server, pending, body, admitted))),
                 Admission::Wait(wait) => {
-                    pending.prepared = Some(prepared);
+                    pending.body = Some(body);
                     self.waiting.push_front(pending);
                     return Ok(wait.min(POLL));
+                }
+                // What is under way may take less than it was charged.
+                Admission::Spent { .. } if !under_way.is_empty() => {
+                    pending.body = Some(body);
+                    self.waiting.push_front(pending);
+                    return Ok(POLL);
                 }
                 Admission::Spent { message } => {
                     self.over = Some(StageError::invalid(message));
@@ -305,10 +304,10 @@ impl<'a> Exchange<'a> {
     }
 }
 
-async fn exchange(server: &Server, pending: Pending, prepared: Prepared, admitted: Admitted) -> Returned {
-    let result = server.ask(prepared.body.clone()).await;
+async fn exchange(server: &Server, pending: Pending, body: Vec<u8>, admitted: Admitted) -> Returned {
+    let result = server.ask(body.clone()).await;
     // It may have to be sent again.
-    Returned { pending: Pending { prepared: Some(prepared), ..pending }, admitted, result }
+    Returned { pending: Pending { body: Some(body), ..pending }, admitted, result }
 }
 
 /// How long to wait before a request is sent again: doubling, and different for each request, so that they do not all come back
