@@ -139,9 +139,12 @@ fn model() -> Value {
         "revision": text("Revision of a served model"),
         "base_url": text("The server"),
         "api_key_env": text("Environment variable that holds the key"),
-        "price": { "type": "object" },
+        "price": {
+            "type": "object", "additionalProperties": false, "description": "Dollars a million tokens",
+            "properties": { "prompt": { "type": "number" }, "completion": { "type": "number" } }
+        },
         "request": { "type": "object", "description": "Further fields of every request" },
-        "timeout": { "type": ["string", "number"] }
+        "timeout": { "type": "number", "description": "Seconds that one request may take" }
     });
     for key in ["max_concurrency", "rpm", "tpm", "budget"] {
         properties[key] = or_variable(json!({ "type": "number" }), "A limit of a served model");

@@ -90,12 +90,14 @@ fn check_fields(spec: &ModelSpec, fields: &Yaml, provider: Provider, problems: &
     check_keys(&own, &known, &format!("a model with `provider: {name}`"), problems);
     for (key, what) in [
         ("max_concurrency", "a whole number from 1"),
-        ("rpm", "a number above 0"),
-        ("tpm", "a number above 0"),
-        ("budget", "a number above 0"),
+        ("rpm", "a number from 1"),
+        ("tpm", "a number from 1"),
+        ("budget", "dollars, a number above 0"),
+        ("timeout", "seconds, a number above 0"),
     ] {
         check_number(fields, key, what, problems);
     }
+    check_price(fields, problems);
     for key in ["model", "base_url", "api_key_env", "dtype", "system", "revision"] {
         if let Some(value) = fields.get(key).filter(|value| value.text().is_none() && !value.is_null()) {
             problems.error(value.at, "type", format!("`{key}` is text, this is {}", value.what()));
@@ -114,10 +116,35 @@ fn check_number(fields: &Yaml, key: &str, what: &str, problems: &mut Problems<'_
     let json = value.to_json();
     let sound = match key {
         "max_concurrency" => json.as_u64().is_some_and(|n| (1..=1 << 20).contains(&n)),
+        "rpm" | "tpm" => json.as_f64().is_some_and(|n| n >= 1.0),
         _ => json.as_f64().is_some_and(|n| n > 0.0),
     };
     if !sound {
         problems.error(value.at, "type", format!("`{key}` is {what}, this is {}", value.shown()));
+    }
+}
+
+/// `price: { prompt: DOLLARS, completion: DOLLARS }` a million tokens; a budget means nothing without it.
+fn check_price(fields: &Yaml, problems: &mut Problems<'_>) {
+    let stated = |key: &str| fields.get(key).filter(|value| !value.is_null());
+    let Some(price) = stated("price") else {
+        if let Some(budget) = stated("budget") {
+            let message = "`budget` needs `price: { prompt: .., completion: .. }`, dollars a million tokens";
+            problems.error(budget.at, "missing-key", message);
+        }
+        return;
+    };
+    if !price.is_map() {
+        let message = format!("`price` is `{{ prompt: DOLLARS, completion: DOLLARS }}`, this is {}", price.what());
+        problems.error(price.at, "type", message);
+        return;
+    }
+    check_keys(price, &["prompt", "completion"], "`price`", problems);
+    for entry in price.entries() {
+        if !entry.value.to_json().as_f64().is_some_and(|dollars| dollars >= 0.0) {
+            let message = format!("`{}` is dollars a million tokens, this is {}", entry.key, entry.value.shown());
+            problems.error(entry.value.at, "type", message);
+        }
     }
 }
 
