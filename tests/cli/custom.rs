@@ -71,6 +71,48 @@ stages:
 }
 
 #[test]
+fn a_record_is_answered_once_whichever_stage_has_it() {
+    let stage = r#"{ uses: slow, inputs: { records: { file: FILE } } }"#;
+    let bench = Bench::new(&format!(
+        r#"
+mpcc: 1
+name: records
+kinds:
+  slow:
+    each: records
+    run: "while read -r line; do echo \"$line\" >> asked; sleep 0.02; echo \"$line\"; done"
+    inputs: {{ records: records }}
+    outputs: {{ y: records }}
+stages:
+  a: {}
+  b: {}
+"#,
+        stage.replace("FILE", "a.jsonl"),
+        stage.replace("FILE", "b.jsonl"),
+    ));
+    let lines = |ids: &mut dyn Iterator<Item = u32>| ids.map(|id| format!("{{\"id\":{id}}}\n")).collect::<String>();
+    bench.write("a.jsonl", &lines(&mut (0..30).chain(0..30)));
+    bench.write("b.jsonl", &lines(&mut (10..40).rev()));
+    bench.mpcc("run pipeline.yaml --jobs 2").code(0);
+    let asked = bench.read("asked");
+    let different: std::collections::BTreeSet<&str> = asked.lines().collect();
+    assert_eq!((asked.lines().count(), different.len()), (40, 40), "{asked}");
+    let show = |node: &str| std::fs::read_to_string(bench.mpcc(&format!("show {node}")).code(0).out.trim()).unwrap();
+    assert_eq!(show("a"), bench.read("a.jsonl"));
+    assert_eq!(show("b"), bench.read("b.jsonl"));
+    // Three more: a plan tells, and only they are asked.
+    bench.write("a.jsonl", &lines(&mut (0..33)));
+    bench.write("b.jsonl", &lines(&mut (50..53)));
+    let plan = bench.mpcc("plan pipeline.yaml").code(0).out;
+    assert!(
+        plan.contains("0 of 33 records") && plan.contains("3 of 3 records") && plan.contains("; 3 of 36 records"),
+        "{plan}"
+    );
+    bench.mpcc("run pipeline.yaml").code(0);
+    assert_eq!(bench.read("asked").lines().count(), 43);
+}
+
+#[test]
 fn a_list_input_arrives_in_order_with_its_coordinates() {
     let bench = Bench::new(
         r#"
