@@ -414,9 +414,9 @@ pub(crate) enum RunsCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Show one run, node by node.
+    /// Show what one run cost, node by node: time, memory, requests, tokens, money.
     Show {
-        /// The run's id or the beginning of it; the last run when left out.
+        /// The run's id or the beginning of it; `last`, or nothing, for the last run.
         run: Option<String>,
         /// Prints node, port and artifact digest of every node, executed or cached, and nothing else.
         #[arg(long)]

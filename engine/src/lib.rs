@@ -6,6 +6,7 @@ pub mod diagnostic;
 pub mod event;
 pub mod executor;
 pub mod fingerprint;
+pub mod gpu;
 pub mod harness;
 mod interpolate;
 pub mod job;

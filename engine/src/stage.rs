@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::port::Signature;
-use crate::resources::Resources;
+use crate::resources::{Memory, Resources};
 
 /// A stage kind.
 pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
@@ -69,6 +69,14 @@ pub enum StageError {
     /// The machine failed: I/O, memory, network.
     #[error("{0}")]
     Machine(String),
+    /// Memory ran out: the node is repeated with more of it.
+    #[error("{message}")]
+    OutOfMemory {
+        /// Which.
+        memory: Memory,
+        /// What happened.
+        message: String,
+    },
     /// A person must decide first (a curation without decisions); other branches go on.
     #[error("waiting: {0}")]
     Waiting(String),

@@ -28,6 +28,8 @@ use mpcc_engine::executor::warden::warden_main;
 use mpcc_engine::journal::{self, RunRecord};
 use mpcc_engine::worker::{start_main, worker_main};
 
+pub(crate) use status::word;
+
 use crate::cli::{Cli, Command};
 use crate::environment;
 use crate::report::Failure;
@@ -81,9 +83,9 @@ fn no_store(store: &Path) -> Failure {
     ))
 }
 
-/// The run that `id` names, or the last one.
+/// The run that `id` names, or the last one (`last`, or nothing).
 fn find_run(store: &Path, id: Option<&str>) -> Result<RunRecord, Failure> {
-    let run = match id {
+    let run = match id.filter(|id| *id != "last") {
         Some(id) => Some(journal::read(store, id)?),
         None => journal::latest(store)?,
     };

@@ -1,11 +1,13 @@
 //! `mpcc run`: bring a pipeline up to date.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mpcc_engine::cache::Store;
 use mpcc_engine::event::{Event, Summary, What};
 use mpcc_engine::executor::{Dispatch, Executor, ProcessExecutor, ProcessOptions};
+use mpcc_engine::gpu::NvidiaSmi;
 use mpcc_engine::journal::{self, RunRecord};
 use mpcc_engine::plan::kept::Kept;
 use mpcc_engine::plan::{LOCAL, NodeId, Plan, SelectError};
@@ -114,7 +116,8 @@ fn executor(plan: &Plan, options: &RunOptions, args: &RunArgs) -> Result<Dispatc
         secrets: environment.secrets,
         grace,
     };
-    Ok(executors.with(LOCAL, ProcessExecutor::new(process)))
+    let gpu = Arc::new(NvidiaSmi::default());
+    Ok(executors.with(LOCAL, ProcessExecutor::new(process).with_gpu_meter(gpu)))
 }
 
 /// Runs and shows until both are done.

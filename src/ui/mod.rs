@@ -8,6 +8,7 @@
 
 pub(crate) mod bars;
 pub(crate) mod columns;
+pub(crate) mod costs;
 pub(crate) mod json;
 pub(crate) mod lines;
 pub(crate) mod plain;

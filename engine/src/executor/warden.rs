@@ -30,7 +30,7 @@ use nix::errno::Errno;
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group, set_child_subreaper};
 use serde::{Deserialize, Serialize};
 
-use super::tree::{descendants, is_running, kill_descendants};
+use super::tree::{children, descendants, is_running, kill_descendants};
 
 /// The variable by which a stray process is known to belong to a stage.
 pub const MARK: &str = "MPCC_ATTEMPT";
@@ -238,7 +238,7 @@ fn spawn(start: &Start) -> io::Result<i32> {
 /// The warden's own children that are no commands but carry the mark of attempt `id`: they lost their parents.
 fn strays(live: &Live, id: u64) -> Vec<Pid> {
     let mark = format!("{MARK}={id}");
-    let orphans = children().into_iter().filter(|pid| !live.commands.contains_key(pid));
+    let orphans = children("self").into_iter().filter(|pid| !live.commands.contains_key(pid));
     orphans.filter(|pid| carries(*pid, mark.as_bytes())).filter_map(Pid::from_raw).collect()
 }
 
@@ -256,15 +256,6 @@ fn carries(pid: i32, mark: &[u8]) -> bool {
         std::thread::sleep(Duration::from_millis(1));
     }
     false
-}
-
-/// The direct children of this process, dead ones included.
-fn children() -> Vec<i32> {
-    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    lists
-        .flat_map(|list| list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
-        .collect()
 }
 
 /// Waits until any child is dead, and leaves it to be reaped.

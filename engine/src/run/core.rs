@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::attempt::Live;
 use super::needs::{models, names_of, with_above};
+use super::reserve::reserve;
 use super::seal::{Sealing, withdraw};
 use super::step::{CommitError, Found, Key, Prepared, Shared};
 use super::{Control, RunError, RunOptions};
@@ -19,7 +20,7 @@ use crate::event::{Event, Summary, What};
 use crate::executor::{Executor, Notes};
 use crate::fingerprint::{Fingerprinter, KeyError, Numerics};
 use crate::job::{AttemptId, Outcome, Usage};
-use crate::journal::{Journal, durations};
+use crate::journal::{Journal, Past, past};
 use crate::plan::kept::PlanId;
 use crate::plan::{Action, Node, NodeId, Plan};
 use crate::resources::{Inventory, Unfit};
@@ -78,7 +79,7 @@ pub(super) struct Run<'a> {
     pub(super) journal: Journal,
     pub(super) events: UnboundedSender<Event>,
     pub(super) began: Instant,
-    pub(super) durations: BTreeMap<String, f64>,
+    pub(super) past: Past,
     /// What the attempts that are over have spent.
     pub(super) spent: BTreeMap<NodeId, Spent>,
     pub(super) stopped: bool,
@@ -174,6 +175,16 @@ pub fn task(plan: &Plan, node: &Node, durations: &BTreeMap<String, f64>) -> Task
     }
 }
 
+/// The same with what earlier runs have seen it hold.
+fn reserved(plan: &Plan, node: &Node, durations: &BTreeMap<String, f64>, past: &Past, host: &Inventory) -> Task {
+    let mut task = task(plan, node, durations);
+    // What a cluster is asked for is what the pipeline states.
+    if !task.remote {
+        task.request = reserve(&node.resources, &past.of(&node.name, &node.stage), host);
+    }
+    task
+}
+
 impl<'a> Run<'a> {
     fn new(
         plan: &Plan,
@@ -183,13 +194,16 @@ impl<'a> Run<'a> {
         (executor, notes): (&'a dyn Executor, Notes),
         (inbox, events): (UnboundedSender<Message>, UnboundedSender<Event>),
     ) -> Result<Self, RunError> {
-        let durations = durations(store.root(), &plan.file);
+        let past = past(store.root(), &plan.file);
+        let durations = past.nodes.iter().map(|(node, seen)| (node.clone(), seen.wall_s)).collect();
         let stand = options.seal.take().map(|seal| seal.standing(plan, &options.forced)).unwrap_or_default();
         if options.id.is_some() && nodes.iter().any(|id| stand.get(*id).is_none()) {
             withdraw(store, &plan.file)?;
         }
         let journal = Journal::create(store.root(), options.started)?;
-        let tasks = nodes.iter().map(|id| (*id, task(plan, &plan.nodes[id.0], &durations))).collect();
+        let tasks =
+            nodes.iter().map(|id| (*id, reserved(plan, &plan.nodes[id.0], &durations, &past, &options.inventory)));
+        let tasks = tasks.collect();
         let RunOptions { inventory, jobs, keep_going, .. } = &options;
         let scheduler = Scheduler::new(tasks, vec![inventory.clone()], *jobs, plan.api_models.clone(), *keep_going);
         let plan = Arc::new(plan.clone());
@@ -222,7 +236,7 @@ impl<'a> Run<'a> {
             journal,
             events,
             began: Instant::now(),
-            durations,
+            past,
             spent: BTreeMap::new(),
             stopped: false,
             finished: None,
@@ -296,7 +310,7 @@ impl<'a> Run<'a> {
                 }
             }
             Err(error) => {
-                self.say_failed(id, error.to_string(), error.is_machine(), 0, 0.0)?;
+                self.say_failed(id, error.to_string(), error.is_machine(), 0, Usage::default())?;
                 Keyed::Broken
             }
         };
@@ -316,7 +330,7 @@ impl<'a> Run<'a> {
             Command::Key(_) => {}
             Command::Start { node, attempt, grant, slots } => self.prepare(node, attempt, grant, slots),
             Command::Follow(id) => return self.follow(id),
-            Command::Rest { node, attempt, delay } => self.rest(node, attempt, delay),
+            Command::Rest { node, delay, .. } => self.later(delay, Message::Rested(node)),
             Command::Drain(id) => self.order(id, crate::executor::Order::Drain),
             Command::Kill(id) => self.order(id, crate::executor::Order::Kill),
             Command::Settled { node, verdict, cause } => return self.settled(node, verdict, cause),
@@ -417,9 +431,5 @@ impl<'a> Run<'a> {
         });
         let node = self.name(id);
         self.say(What::NodeElsewhere { node })
-    }
-
-    fn rest(&mut self, id: NodeId, _attempt: u32, delay: Duration) {
-        self.later(delay, Message::Rested(id));
     }
 }

@@ -13,6 +13,7 @@ use crate::fingerprint::{Fingerprinter, KeyError, Outputs, Resolved};
 use crate::job::{AttemptId, Job, JobOutput};
 use crate::journal::log_file;
 use crate::plan::{Node, NodeId, Plan};
+use crate::resources::Resources;
 
 /// The key under which a node's latest recipe is kept: pipeline file and node name.
 pub(crate) fn node_key(plan: &Plan, node: &Node) -> String {
@@ -192,13 +193,13 @@ impl Shared {
         node.cache.then_some((outputs, watches))
     }
 
-    /// Takes the lease and makes the job of an attempt that holds `cpus`, `devices` and `slots`.
+    /// Takes the lease and makes the job of an attempt that holds `cpus`, `devices` and `slots`, for which `request` is reserved.
     pub(super) fn prepare(
         &self,
         id: NodeId,
         key: &Key,
         attempt: AttemptId,
-        (cpus, devices): (u32, Vec<usize>),
+        ((cpus, devices), request): ((u32, Vec<usize>), Resources),
         slots: &BTreeMap<String, u32>,
     ) -> Result<Prepared, KeyError> {
         let Some(lease) = self.store.lease(&key.recipe)? else { return Ok(Prepared::Busy) };
@@ -235,7 +236,7 @@ impl Shared {
             timeout_s: node.timeout_s,
             secrets: node.secrets.clone(),
             executor: node.executor.clone(),
-            resources: node.resources.clone(),
+            resources: request,
             numerics: numerics.map(str::to_owned),
             folder,
         };

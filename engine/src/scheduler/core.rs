@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::growth::Growth;
 use super::message::{Command, End, Input, Keyed};
 use super::queue::{Queue, Soon, Start, Task, priorities};
 use super::state::{Change, State, Verdict};
 use crate::allocator::{Allocator, Grant};
 use crate::plan::NodeId;
-use crate::resources::Inventory;
+use crate::resources::{Inventory, Memory, Resources};
 
 /// How much of the run is being stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +27,8 @@ pub struct Scheduler {
     children: BTreeMap<NodeId, Vec<NodeId>>,
     priorities: BTreeMap<NodeId, Duration>,
     attempts: BTreeMap<NodeId, u32>,
+    /// Attempts that ran out of memory and are repeated with more.
+    grown: BTreeMap<NodeId, u32>,
     /// Nodes that are being keyed, or whose outputs are being taken, and have not been for long; with the priority of what
     /// may start then.
     soon: BTreeSet<(Duration, NodeId)>,
@@ -60,6 +63,7 @@ impl Scheduler {
             priorities: priorities(&tasks),
             children,
             attempts: BTreeMap::new(),
+            grown: BTreeMap::new(),
             soon: BTreeSet::new(),
             open: tasks.len(),
             queue: Queue::new(slots),
@@ -75,6 +79,11 @@ impl Scheduler {
     /// Where `node` is; `None` for a node that is not scheduled.
     pub fn state(&self, node: NodeId) -> Option<State> {
         self.states.get(&node).copied()
+    }
+
+    /// What is reserved for `node` while it runs.
+    pub fn request(&self, node: NodeId) -> Option<&Resources> {
+        self.tasks.get(&node).map(|task| &task.request)
     }
 
     /// How every node that is over has ended.
@@ -191,6 +200,7 @@ impl Scheduler {
             End::Waiting => self.change(node, Change::Wait),
             End::Busy => return self.busy(node, out),
             End::Failed { again } => return self.failed(node, again, out),
+            End::OutOfMemory { memory, used } => return self.out_of_memory(node, memory, used, out),
             End::Cancelled => self.change(node, Change::Cancel),
         }
         self.unblock(node, out);
@@ -209,12 +219,24 @@ impl Scheduler {
 
     fn failed(&mut self, node: NodeId, again: bool, out: &mut Vec<Command>) {
         let attempts = self.attempts[&node];
-        if again && self.stop == Stop::No && attempts <= self.tasks[&node].retries {
+        let counted = attempts - self.grown.get(&node).copied().unwrap_or(0);
+        if again && self.stop == Stop::No && counted <= self.tasks[&node].retries {
             self.change(node, Change::Retry);
-            out.push(Command::Rest { node, attempt: attempts + 1, delay: back_off(attempts) });
+            out.push(Command::Rest { node, attempt: attempts + 1, delay: back_off(counted), growth: None });
         } else {
             self.fail(node, out);
         }
+    }
+
+    /// The node is repeated with a larger reservation, or fails when it had all there is.
+    fn out_of_memory(&mut self, node: NodeId, memory: Memory, used: u64, out: &mut Vec<Command>) {
+        let growth = Growth::of(&self.tasks[&node], memory, used, &self.hosts).filter(|_| self.stop == Stop::No);
+        let Some(growth) = growth else { return self.fail(node, out) };
+        growth.apply(&mut self.tasks.get_mut(&node).expect("scheduled").request);
+        *self.grown.entry(node).or_default() += 1;
+        self.change(node, Change::Retry);
+        let attempt = self.attempts[&node] + 1;
+        out.push(Command::Rest { node, attempt, delay: Duration::ZERO, growth: Some(growth) });
     }
 
     /// The node failed for good: all below it is skipped, and without `keep_going` nothing new starts.

@@ -26,6 +26,7 @@
 //! | a failure skips descendants only | skipping is eager and wins over everything else that holds for a node |
 //! | without `keep_going` nothing new starts after a failure | what runs is let finish, the rest is `Cancelled` |
 //! | a waiting node stops only what needs it | a node is `Waiting` when all above it has ended and something there waits |
+//! | who ran out of memory gets more | its reservation doubles until it has had all there is; this costs none of its `retries` ([`growth`]) |
 //! | every node ends | `Finish` comes exactly once, when all have |
 //!
 //! # Limits
@@ -34,6 +35,7 @@
 //! jitter, so that runs are repeatable. Keying is not limited here: the caller's blocking threads are the limit.
 
 mod core;
+mod growth;
 mod message;
 mod queue;
 mod state;
@@ -41,6 +43,7 @@ mod state;
 mod tests;
 
 pub use core::Scheduler;
+pub use growth::Growth;
 pub use message::{Command, End, Input, Keyed};
 pub use queue::{PATIENCE, Task, priorities};
 pub use state::{Change, State, Verdict};

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::allocator::Grant;
 use crate::plan::NodeId;
-use crate::resources::{CpuLevel, Gpu, Inventory, Resources};
+use crate::resources::{CpuLevel, Gpu, Inventory, Memory, Resources};
 
 const CPUS: u32 = 3;
 const MEMORY: u64 = 10;
@@ -248,6 +248,44 @@ fn retries_rest_longer_each_time() {
 }
 
 #[test]
+fn who_runs_out_of_memory_gets_more_until_it_had_all() {
+    let request = Resources { memory: 3, gpus: 1, gpu_memory: 30, ..Resources::default() };
+    let mut world = World::new(vec![Task { request, retries: 1, ..task(&[], 1, 1) }], true);
+    world.miss();
+    let ends = |memory| End::OutOfMemory { memory, used: 0 };
+    let main = |from, to| Growth { memory: Memory::Main, from, to };
+    let gpu = |from, to| Growth { memory: Memory::Gpu, from, to };
+    let grows = [main(3, 6), gpu(30, 60), gpu(60, 80), main(6, MEMORY)];
+    for (before, wanted) in grows.into_iter().enumerate() {
+        world.end(0, ends(wanted.memory));
+        let rest = world.open.pop();
+        let Some(Command::Rest { attempt, delay, growth, .. }) = rest else { panic!("{rest:?}") };
+        assert_eq!((attempt as usize, delay, growth), (before + 2, Duration::ZERO, Some(wanted)));
+        world.feed(Input::Rested(NodeId(0)));
+        let grant = &world.running[&NodeId(0)].0;
+        let request = world.scheduler.request(NodeId(0)).unwrap();
+        assert_eq!((grant.memory, grant.devices[0].memory), (request.memory, request.gpu_memory));
+    }
+    world.end(0, End::Failed { again: true });
+    let rest = world.open.pop();
+    let Some(Command::Rest { attempt: 6, delay, growth: None, .. }) = rest else { panic!("{rest:?}") };
+    assert_eq!(delay, Duration::from_secs(1), "none of its retries was used up");
+    world.feed(Input::Rested(NodeId(0)));
+    world.end(0, ends(Memory::Gpu));
+    assert_eq!(world.verdict(0), Some(Verdict::Failed), "it had all of the device");
+}
+
+#[test]
+fn nothing_grows_while_the_run_is_stopped() {
+    let request = Resources { memory: 3, ..Resources::default() };
+    let mut world = World::new(vec![Task { request, ..task(&[], 1, 1) }], true);
+    world.miss();
+    world.feed(Input::Drain);
+    world.end(0, End::OutOfMemory { memory: Memory::Main, used: 0 });
+    assert_eq!((world.verdict(0), world.finished), (Some(Verdict::Failed), 1));
+}
+
+#[test]
 fn another_runs_work_is_followed_and_then_looked_up() {
     let mut world = World::new(vec![task(&[], 3, 1), task(&[], 3, 0)], true);
     world.miss();
@@ -308,18 +346,18 @@ fn fate() -> impl Strategy<Value = Fate> {
     prop_oneof![
         2 => Just(Fate::Hit),
         1 => Just(Fate::Broken),
-        9 => proptest::collection::vec(0u8..12, 0..4).prop_map(Fate::Ends),
+        9 => proptest::collection::vec(0u8..14, 0..6).prop_map(Fate::Ends),
     ]
 }
 
 prop_compose! {
     fn node(id: usize)(
         parents in proptest::collection::btree_set(0..id.max(1), 0..4.min(id + 1)),
-        cpus in 0u32..5, memory in 0u64..8, gpus in 0u32..3, apis in 0u8..4, retries in 0u32..3, seconds in 0u64..9,
+        cpus in 0u32..5, memory in 0u64..8, gpus in 0u32..3, gpu_memory in 0u64..60, apis in 0u8..4, retries in 0u32..3, seconds in 0u64..9,
         remote in proptest::bool::weighted(0.2), fate in fate(),
     ) -> (Task, Fate) {
         let parents = parents.into_iter().filter(|&parent| parent < id).map(NodeId).collect();
-        let request = Resources { cpus, memory, gpus, gpu_memory: 0 };
+        let request = Resources { cpus, memory, gpus, gpu_memory };
         let apis = ["a", "b"].iter().enumerate().filter(|(bit, _)| apis >> bit & 1 == 1).map(|(_, api)| (*api).to_owned());
         let duration = Duration::from_secs(seconds);
         (Task { parents, request, remote, apis: apis.collect(), retries, duration }, fate)
@@ -346,6 +384,8 @@ fn advance(world: &mut World, fates: &mut [Fate], pick: usize) {
             Some(3) => End::Waiting,
             Some(4 | 5) => End::Busy,
             Some(6) => End::Cached,
+            Some(7) => End::OutOfMemory { memory: Memory::Main, used: 0 },
+            Some(8) => End::OutOfMemory { memory: Memory::Gpu, used: 17 },
             _ => End::Done,
         };
         return world.end(node, end);
