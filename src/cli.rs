@@ -68,6 +68,17 @@ Examples:
   mpcc graph pipelines/full.yaml --format mermaid
   mpcc graph pipelines/full.yaml --stages         stages instead of nodes")]
     Graph(GraphArgs),
+    /// Execute nodes several times and say where their outputs differ; nothing is kept.
+    #[command(after_help = "\
+Each execution reads the inputs from the store, begins with an empty memo and without checkpoints, and writes to a folder that
+is gone afterwards. Outputs are compared with each other and with what the store has. Served models are asked again.
+Exit code: 0 the same bytes each time, 1 they differ or an execution failed.
+
+Examples:
+  mpcc audit pipelines/full.yaml questions
+  mpcc audit pipelines/full.yaml 'sft[split=full]' --times 3
+  mpcc audit pipelines/full.yaml filter --json | jq .first")]
+    Audit(AuditArgs),
     /// Show where each node of a run is.
     #[command(after_help = "\
 Examples:
@@ -330,6 +341,22 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "NODE")]
     pub(crate) force: Vec<String>,
     /// Prints one JSON object a line: a node each, then what is missing, then the counts.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `mpcc audit`.
+#[derive(Debug, Args)]
+pub(crate) struct AuditArgs {
+    #[command(flatten)]
+    pub(crate) pipeline: PipelineArgs,
+    /// Nodes or stages; exactly these, with what the store has of the nodes above them. All when left out.
+    #[arg(value_name = "NODE")]
+    pub(crate) nodes: Vec<String>,
+    /// How often each is executed.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) times: u32,
+    /// Prints one JSON object a node and one for all.
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -60,6 +60,9 @@ pub struct Job {
     /// The numerics class in its recipe, if there is one: whoever carries it out must compute like that.
     #[serde(default)]
     pub numerics: Option<String>,
+    /// It answers nothing from the store's memo and leaves nothing there: the memo is an empty one of its own.
+    #[serde(default)]
+    pub fresh: bool,
 }
 
 fn local() -> String {

@@ -1,6 +1,7 @@
 //! The engine of mpcc: pipeline language, plan, scheduler, run loop. It knows no machine learning and no terminal.
 
 pub mod allocator;
+pub mod audit;
 pub mod command;
 pub mod diagnostic;
 pub mod event;

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use mpcc_cache::{Artifact, Digest};
 use schemars::JsonSchema;
@@ -261,6 +261,21 @@ pub trait Memo: Send + Sync {
     fn get(&self, namespace: &str, key: &Digest) -> Option<Vec<u8>>;
     /// Stores a value; durable against a kill of this process when it returns.
     fn put(&self, namespace: &str, key: &Digest, value: &[u8]) -> std::io::Result<()>;
+}
+
+/// A memo in memory, gone with the process.
+#[derive(Default)]
+pub struct MemoryMemo(Mutex<BTreeMap<(String, Digest), Vec<u8>>>);
+
+impl Memo for MemoryMemo {
+    fn get(&self, namespace: &str, key: &Digest) -> Option<Vec<u8>> {
+        self.0.lock().expect("unpoisoned").get(&(namespace.to_owned(), *key)).cloned()
+    }
+
+    fn put(&self, namespace: &str, key: &Digest, value: &[u8]) -> std::io::Result<()> {
+        self.0.lock().expect("unpoisoned").insert((namespace.to_owned(), *key), value.to_vec());
+        Ok(())
+    }
 }
 
 /// What a stage sees while it runs.

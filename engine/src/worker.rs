@@ -36,7 +36,7 @@ use crate::gpu::NvidiaSmi;
 use crate::job::{Job, Outcome, Usage};
 use crate::plan::Action;
 use crate::registry::Registry;
-use crate::stage::{Context, Memo, NoteSink};
+use crate::stage::{Context, Memo, MemoryMemo, NoteSink};
 
 /// Exit code of a worker that could not read its job or say how it ended.
 pub(crate) const BROKEN: i32 = 3;
@@ -223,7 +223,8 @@ fn carry_out(job: &Job, registry: &Registry, notes: Arc<dyn NoteSink>, cancel: A
         Ok(store) => store,
         Err(error) => return Outcome::machine(format!("the store cannot be opened: {error}")),
     };
-    let ctx = context(job, Arc::new(store.memo()), notes, cancel);
+    let memo: Arc<dyn Memo> = if job.fresh { Arc::new(MemoryMemo::default()) } else { Arc::new(store.memo()) };
+    let ctx = context(job, memo, notes, cancel);
     let outcome = match &job.action {
         Action::Command(command) => command::carry_out(command, &ctx, &job.failed_records()),
         Action::Builtin { kind, version, params, .. } => builtin(registry, kind, *version, params, &ctx),

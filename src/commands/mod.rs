@@ -1,5 +1,6 @@
 //! One thin file a command: from what was typed to what the engine offers, and its answer to lines.
 
+mod audit;
 mod cache;
 mod doctor;
 mod graph;
@@ -43,6 +44,7 @@ pub(crate) fn dispatch(cli: Cli) -> Answer {
     match cli.command {
         Command::Run(args) => run::run(args, &store),
         Command::Plan(args) => plan::plan(&args, &store),
+        Command::Audit(args) => audit::audit(&args, &store),
         Command::Why(args) => why::why(&args, &store),
         Command::Graph(args) => graph::graph(&args),
         Command::Status(args) => status::status(&args, &store),

@@ -7,7 +7,7 @@
 //! | nothing outlives its stage | when a command ends, its process group dies, and so does every orphan that carries its mark |
 //! | nothing outlives the engine | the warden's standard input closes, and everything below the warden dies |
 //! | an orphan is found, wherever it moved | the warden is the sub-reaper: whoever loses its parent becomes its child |
-//! | usage is told | CPU time and peak memory come with the process's end (`wait4`) |
+//! | usage is told | CPU time and peak memory come with the process's end (`wait4`), those of orphans that it leaves too |
 //!
 //! The mark is the variable [`MARK`] in a command's environment. A process that leaves its group *and* clears its environment
 //! cannot be told from those of other stages; it dies with the run at the latest.
@@ -210,7 +210,7 @@ impl Warden {
             // Before it is reaped: until then its number is nobody else's. An empty group is what is wanted.
             let _ = kill_process_group(group, Signal::KILL);
         }
-        let (status, cpu_s, peak_rss_bytes) = reap_one(pid);
+        let (status, mut cpu_s, mut peak_rss_bytes) = reap_one(pid);
         let Some(id) = live.commands.remove(&pid) else { return };
         loop {
             let left = strays(&live, id);
@@ -219,7 +219,9 @@ impl Warden {
             }
             for stray in left {
                 let _ = kill_process(stray, Signal::KILL);
-                reap_one(stray.as_raw_nonzero().get());
+                let (_, cpu, peak) = reap_one(stray.as_raw_nonzero().get());
+                cpu_s += cpu;
+                peak_rss_bytes = peak_rss_bytes.max(peak);
             }
         }
         say(&Told::Ended { id, status, cpu_s, peak_rss_bytes });

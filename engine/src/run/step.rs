@@ -238,6 +238,7 @@ impl Shared {
             executor: node.executor.clone(),
             resources: request,
             numerics: numerics.map(str::to_owned),
+            fresh: false,
             folder,
         };
         Ok(Prepared::Ready { job: Box::new(job), lease })
