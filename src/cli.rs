@@ -66,7 +66,8 @@ Examples:
 Examples:
   mpcc graph pipelines/full.yaml | dot -Tsvg > full.svg
   mpcc graph pipelines/full.yaml --format mermaid
-  mpcc graph pipelines/full.yaml --stages         stages instead of nodes")]
+  mpcc graph pipelines/full.yaml --stages         stages instead of nodes
+  mpcc graph pipelines/full.yaml --svg full.svg   a picture: what is up to date, what would run")]
     Graph(GraphArgs),
     /// Execute nodes several times and say where their outputs differ; nothing is kept.
     #[command(after_help = "\
@@ -387,6 +388,12 @@ pub(crate) struct GraphArgs {
     /// One box a stage instead of one a node.
     #[arg(long)]
     pub(crate) stages: bool,
+    /// Draws a picture instead, coloured by what a run would do now; one box a stage.
+    #[arg(long, value_name = "OUT.svg", conflicts_with_all = ["format", "stages"])]
+    pub(crate) svg: Option<PathBuf>,
+    /// One box a node in the picture.
+    #[arg(long, requires = "svg")]
+    pub(crate) nodes: bool,
 }
 
 /// A language for graphs.

@@ -46,7 +46,7 @@ pub(crate) fn dispatch(cli: Cli) -> Answer {
         Command::Plan(args) => plan::plan(&args, &store),
         Command::Audit(args) => audit::audit(&args, &store),
         Command::Why(args) => why::why(&args, &store),
-        Command::Graph(args) => graph::graph(&args),
+        Command::Graph(args) => graph::graph(&args, &store),
         Command::Status(args) => status::status(&args, &store),
         Command::Logs(args) => logs::logs(&args, &store),
         Command::Runs(args) => runs::runs(&args.command, &store),

@@ -1,4 +1,4 @@
-//! `mpcc audit`, and what a run cost: `mpcc runs show`, `mpcc trace`.
+//! `mpcc audit`, and what a run cost: `mpcc runs show`, `mpcc trace`, and what later runs make of it.
 
 use super::bench::Bench;
 
@@ -113,4 +113,75 @@ stages:
     bench.mpcc("run pipeline.yaml --keep-going").code(1);
     let again = bench.mpcc("runs show --json").code(0).json().remove(0);
     assert_eq!(again["totals"]["attempts"], 2, "what is up to date cost nothing");
+}
+
+/// A bench on which `nvidia-smi` says that 10 GiB of device 0 are in use.
+fn with_a_gpu(yaml: &str) -> Bench {
+    use std::os::unix::fs::PermissionsExt;
+    let mut bench = Bench::new(yaml);
+    bench.write("bin/nvidia-smi", "#!/bin/sh\ncase $1 in --query-gpu*) echo '0, GPU-a, 10240';; esac\n");
+    let program = bench.path("bin/nvidia-smi");
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/local/bin:/usr/bin:/bin", program.parent().unwrap().display());
+    bench.variables.push(("PATH".into(), path));
+    bench
+}
+
+#[test]
+fn what_was_measured_of_a_gpu_is_reserved_next_time() {
+    let bench = with_a_gpu(
+        r#"
+mpcc: 1
+name: gpu
+params: { word: a }
+stages:
+  use: { matrix: { n: [1, 2] }, run: "sleep 1.4; echo ${params.word} ${matrix.n} > ${outputs.y}", outputs: { y: file }, resources: { gpus: 1 } }
+"#,
+    );
+    let run = |words: &str| {
+        bench.mpcc(&format!("run pipeline.yaml --inventory fake:1x80GiB --jobs 4 --json {words}")).code(0).json()
+    };
+    let apart = |events: &[serde_json::Value]| {
+        let started = events.iter().filter(|event| event["event"] == "node.started");
+        let at: Vec<f64> = started.map(|event| event["at_s"].as_f64().unwrap()).collect();
+        at[1] - at[0]
+    };
+    let first = run("");
+    assert!(apart(&first) >= 1.4, "each has the device for itself");
+    let of = |events: &[serde_json::Value], kind: &str, field: &str| -> Vec<u64> {
+        events
+            .iter()
+            .filter(|event| event["event"] == kind)
+            .map(|event| event[field].as_u64().unwrap_or(0) >> 20)
+            .collect()
+    };
+    assert_eq!(of(&first, "node.started", "gpu_memory"), [80 << 10; 2]);
+    assert_eq!(of(&first, "node.finished", "gpu_peak_bytes"), [10 << 10; 2]);
+    assert!(bench.mpcc("runs show").code(0).out.contains("10.0 GiB"));
+    let second = run("--set word=b");
+    assert_eq!(of(&second, "node.started", "gpu_memory"), [11 << 10; 2], "the peak and a tenth");
+    assert!(apart(&second) < 1.0, "they share the device");
+}
+
+#[test]
+fn a_full_gpu_gets_the_stage_more_of_it() {
+    let bench = with_a_gpu(
+        r#"
+mpcc: 1
+name: gpu
+stages:
+  use:
+    run: "if test -e full; then echo > ${outputs.y}; else touch full; echo 'RuntimeError: CUDA out of memory.' >&2; exit 1; fi"
+    outputs: { y: file }
+    resources: { gpus: 1, gpu_memory: 50GiB }
+"#,
+    );
+    let told = bench.mpcc("run pipeline.yaml --inventory fake:1x80GiB").code(0).out;
+    assert!(
+        told.contains("ran out of GPU memory")
+            && told.contains("attempt 2 gets 80.0 GiB of GPU memory instead of 50.0 GiB"),
+        "{told}"
+    );
+    let trace: serde_json::Value = serde_json::from_str(&bench.mpcc("trace").code(0).out).unwrap();
+    assert_eq!(trace["traceEvents"][0]["args"]["attempts"], 2);
 }
