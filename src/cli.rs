@@ -66,8 +66,20 @@ Examples:
 Examples:
   mpcc graph pipelines/full.yaml | dot -Tsvg > full.svg
   mpcc graph pipelines/full.yaml --format mermaid
-  mpcc graph pipelines/full.yaml --stages         stages instead of nodes")]
+  mpcc graph pipelines/full.yaml --stages         stages instead of nodes
+  mpcc graph pipelines/full.yaml --svg full.svg   a picture: what is up to date, what would run")]
     Graph(GraphArgs),
+    /// Execute nodes several times and say where their outputs differ; nothing is kept.
+    #[command(after_help = "\
+Each execution reads the inputs from the store, begins with an empty memo and without checkpoints, and writes to a folder that
+is gone afterwards. Outputs are compared with each other and with what the store has. Served models are asked again.
+Exit code: 0 the same bytes each time, 1 they differ or an execution failed.
+
+Examples:
+  mpcc audit pipelines/full.yaml questions
+  mpcc audit pipelines/full.yaml 'sft[split=full]' --times 3
+  mpcc audit pipelines/full.yaml filter --json | jq .first")]
+    Audit(AuditArgs),
     /// Show where each node of a run is.
     #[command(after_help = "\
 Examples:
@@ -334,6 +346,22 @@ pub(crate) struct PlanArgs {
     pub(crate) json: bool,
 }
 
+/// `mpcc audit`.
+#[derive(Debug, Args)]
+pub(crate) struct AuditArgs {
+    #[command(flatten)]
+    pub(crate) pipeline: PipelineArgs,
+    /// Nodes or stages; exactly these, with what the store has of the nodes above them. All when left out.
+    #[arg(value_name = "NODE")]
+    pub(crate) nodes: Vec<String>,
+    /// How often each is executed.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) times: u32,
+    /// Prints one JSON object a node and one for all.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// `mpcc why`.
 #[derive(Debug, Args)]
 pub(crate) struct WhyArgs {
@@ -360,6 +388,12 @@ pub(crate) struct GraphArgs {
     /// One box a stage instead of one a node.
     #[arg(long)]
     pub(crate) stages: bool,
+    /// Draws a picture instead, coloured by what a run would do now; one box a stage.
+    #[arg(long, value_name = "OUT.svg", conflicts_with_all = ["format", "stages"])]
+    pub(crate) svg: Option<PathBuf>,
+    /// One box a node in the picture.
+    #[arg(long, requires = "svg")]
+    pub(crate) nodes: bool,
 }
 
 /// A language for graphs.
@@ -414,9 +448,9 @@ pub(crate) enum RunsCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Show one run, node by node.
+    /// Show what one run cost, node by node: time, memory, requests, tokens, money.
     Show {
-        /// The run's id or the beginning of it; the last run when left out.
+        /// The run's id or the beginning of it; `last`, or nothing, for the last run.
         run: Option<String>,
         /// Prints node, port and artifact digest of every node, executed or cached, and nothing else.
         #[arg(long)]

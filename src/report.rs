@@ -11,6 +11,8 @@ use mpcc_engine::run::RunError;
 
 /// Done.
 pub(crate) const DONE: u8 = 0;
+/// A stage failed, or does not do the same each time.
+pub(crate) const FAILED: u8 = 1;
 /// The pipeline or the command line is wrong, or something declared is missing; nothing has run.
 pub(crate) const WRONG: u8 = 2;
 /// The machine.

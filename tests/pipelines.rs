@@ -94,6 +94,21 @@ fn smoke_gives_the_same_bytes_alone_killed_and_in_company() {
 
     let again = Ended::from(run("alone", "").wait_with_output().unwrap()).code(0);
     assert_eq!(again.counts(), [0, executed, 0, 0]);
+
+    let nodes = "filter[part=test] traces[split=ood] sft[split=ood] questions";
+    let audit = bench.mpcc(&format!("audit pipelines/smoke.yaml {nodes} --store alone --times 1 --json")).code(0);
+    assert_eq!(audit.json().pop().unwrap()["equal"], 5, "asked and trained again without memo and checkpoint");
+}
+
+#[test]
+fn built_in_kinds_pass_the_audit() {
+    let bench = bench();
+    bench.mpcc("run pipelines/smoke.yaml regions[part=test] --store s").code(0);
+    let audit = bench.mpcc("audit pipelines/smoke.yaml world[part=test] regions[part=test] --store s --json").code(0);
+    for line in &audit.json()[..2] {
+        assert_eq!((&line["audit"], &line["stored"]), (&"equal".into(), &true.into()), "{line}");
+        assert_eq!(line["wall_s"].as_array().unwrap().len(), 2);
+    }
 }
 
 /// Moments up to `limit`, different every time; a failure prints them.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use mpcc_cache::{Artifact, Digest};
 use serde::{Deserialize, Serialize};
 
-use crate::scheduler::Verdict;
+use crate::scheduler::{Growth, Verdict};
 use crate::stage::{Coordinates, Note, Spent};
 
 /// Version of the stream. Raised when a field changes its meaning or goes away.
@@ -91,6 +91,12 @@ pub enum What {
         cpus: u32,
         /// GPU devices it holds.
         devices: Vec<usize>,
+        /// Bytes of main memory reserved for it; 0 when none are counted.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        memory: u64,
+        /// Bytes reserved for it on each of its devices.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        gpu_memory: u64,
         /// Its log.
         log: PathBuf,
     },
@@ -120,6 +126,9 @@ pub enum What {
         delay_s: f64,
         /// Why the last one failed.
         message: String,
+        /// The memory that it gets from now on, when it ran out of it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        growth: Option<Growth>,
     },
     /// The store had the outputs.
     #[serde(rename = "node.cached")]
@@ -133,6 +142,12 @@ pub enum What {
         /// Seconds it took when it was executed, when an earlier run tells.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         saved_s: Option<f64>,
+        /// Most main memory held then in bytes, as far as it is known.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        peak_rss_bytes: u64,
+        /// Most memory held on one of its GPUs then in bytes, as far as it is known.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        gpu_peak_bytes: u64,
     },
     /// The node ran and its outputs are in the store.
     #[serde(rename = "node.finished")]
@@ -147,8 +162,11 @@ pub enum What {
         wall_s: f64,
         /// CPU time of the last attempt in seconds.
         cpu_s: f64,
-        /// Largest resident set of the last attempt in bytes.
+        /// Most main memory held in the last attempt in bytes.
         peak_rss_bytes: u64,
+        /// Most memory held on one of its GPUs in the last attempt in bytes, as far as it was seen.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        gpu_peak_bytes: u64,
         /// Requests answered from the memo and computed anew; absent when the stage has none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         memo: Option<MemoCount>,
@@ -169,6 +187,15 @@ pub enum What {
         log: Option<PathBuf>,
         /// Wall time of the last attempt in seconds.
         wall_s: f64,
+        /// CPU time of the last attempt in seconds, as far as it was told.
+        #[serde(default)]
+        cpu_s: f64,
+        /// Most main memory held in the last attempt in bytes, as far as it was told.
+        #[serde(default)]
+        peak_rss_bytes: u64,
+        /// Most memory held on one of its GPUs in the last attempt in bytes, as far as it was seen.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        gpu_peak_bytes: u64,
         /// Whether the machine is to blame (the store, a process that cannot be started) rather than the stage.
         #[serde(default)]
         machine: bool,
@@ -215,6 +242,11 @@ pub enum What {
         #[serde(flatten)]
         summary: Summary,
     },
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// How a run went, in nodes.

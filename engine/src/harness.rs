@@ -8,22 +8,8 @@ use std::sync::{Arc, Mutex};
 use mpcc_cache::{Artifact, ArtifactKind, Digest};
 
 use crate::asking::Asking;
+pub use crate::stage::MemoryMemo;
 use crate::stage::{Bound, Context, Input, Memo, ModelInput, Note, NoteSink, Stage, StageError};
-
-/// A memo in memory.
-#[derive(Default)]
-pub struct MemoryMemo(Mutex<BTreeMap<(String, Digest), Vec<u8>>>);
-
-impl Memo for MemoryMemo {
-    fn get(&self, namespace: &str, key: &Digest) -> Option<Vec<u8>> {
-        self.0.lock().expect("unpoisoned").get(&(namespace.to_owned(), *key)).cloned()
-    }
-
-    fn put(&self, namespace: &str, key: &Digest, value: &[u8]) -> std::io::Result<()> {
-        self.0.lock().expect("unpoisoned").insert((namespace.to_owned(), *key), value.to_vec());
-        Ok(())
-    }
-}
 
 /// Keeps every note.
 #[derive(Default)]

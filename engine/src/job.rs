@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Action, LOCAL};
-use crate::resources::Resources;
+use crate::resources::{Memory, Resources};
 use crate::stage::{Bound, Coordinates, StageError};
 
 /// Names one attempt within one run.
@@ -60,6 +60,9 @@ pub struct Job {
     /// The numerics class in its recipe, if there is one: whoever carries it out must compute like that.
     #[serde(default)]
     pub numerics: Option<String>,
+    /// It answers nothing from the store's memo and leaves nothing there: the memo is an empty one of its own.
+    #[serde(default)]
+    pub fresh: bool,
 }
 
 fn local() -> String {
@@ -175,8 +178,13 @@ pub enum JobError {
 impl From<StageError> for Outcome {
     fn from(error: StageError) -> Self {
         match error {
+            // Libraries tell of a full GPU in words only, and they reach us as any error.
+            StageError::Invalid(message) | StageError::Machine(message) if names_full_gpu(&message) => {
+                Self::OutOfMemory { memory: Memory::Gpu, message }
+            }
             StageError::Invalid(message) => Self::invalid(message),
             StageError::Machine(message) => Self::machine(message),
+            StageError::OutOfMemory { memory, message } => Self::OutOfMemory { memory, message },
             StageError::Waiting(message) => Self::Waiting { message },
             StageError::Cancelled => Self::Cancelled,
         }
@@ -205,6 +213,13 @@ pub enum Outcome {
     Cancelled,
     /// It ran past its time limit and was stopped.
     TimedOut,
+    /// The stage says that memory ran out.
+    OutOfMemory {
+        /// Which.
+        memory: Memory,
+        /// What it said.
+        message: String,
+    },
     /// The process died of a signal that mpcc did not send.
     Killed {
         /// The signal's number.
@@ -247,6 +262,26 @@ impl Outcome {
         !matches!(self, Self::Failed { blame: Blame::Inputs, .. })
     }
 
+    /// The memory that ran out, if that is how it ended.
+    pub fn out_of_memory(&self) -> Option<Memory> {
+        match self {
+            Self::OutOfMemory { memory, .. } => Some(*memory),
+            Self::Killed { out_of_memory: true, .. } => Some(Memory::Main),
+            _ => None,
+        }
+    }
+
+    /// A failure in whose `words` (its message, the end of its log) a library says that a GPU is full, as what it is.
+    #[must_use]
+    pub fn recognised(self, words: &str) -> Self {
+        match self {
+            Self::Failed { message, .. } if names_full_gpu(words) => {
+                Self::OutOfMemory { memory: Memory::Gpu, message: format!("ran out of GPU memory: {message}") }
+            }
+            other => other,
+        }
+    }
+
     /// Whether the machine is to blame rather than the stage.
     pub fn is_machine(&self) -> bool {
         matches!(self, Self::Failed { blame: Blame::Machine, .. })
@@ -260,10 +295,25 @@ impl Outcome {
             Self::Waiting { message } => format!("waiting: {message}"),
             Self::Cancelled => "cancelled".to_owned(),
             Self::TimedOut => "ran past its time limit".to_owned(),
+            Self::OutOfMemory { message, .. } => message.clone(),
             Self::Killed { out_of_memory: true, .. } => "ran out of memory".to_owned(),
             Self::Killed { signal, .. } => format!("killed by {}", signal_name(*signal)),
         }
     }
+}
+
+/// What drivers and libraries write when a GPU is full: CUDA's driver, PyTorch (CUDA and ROCm), CUDA's runtime, cuBLAS.
+const FULL_GPU: [&str; 5] = [
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "CUDA out of memory",
+    "HIP out of memory",
+    "cudaErrorMemoryAllocation",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+];
+
+/// Whether a text says that a GPU is full.
+pub fn names_full_gpu(text: &str) -> bool {
+    FULL_GPU.iter().any(|words| text.contains(words))
 }
 
 /// `signal 11 (SIGSEGV, a bad memory access)`.
@@ -288,6 +338,10 @@ pub struct Usage {
     pub wall_s: f64,
     /// CPU time in seconds, user and system, children included; 0 when the process died before it could tell.
     pub cpu_s: f64,
-    /// Largest resident set of any of its processes in bytes; 0 when the process died before it could tell.
+    /// Most main memory in bytes: of its largest process, or of all together as seen once a second; 0 when the process died
+    /// before either told.
     pub peak_rss_bytes: u64,
+    /// Most memory on one of its GPUs in bytes, as seen every other second; 0 when nothing was seen.
+    #[serde(default)]
+    pub gpu_peak_bytes: u64,
 }

@@ -2,11 +2,13 @@
 
 pub mod allocator;
 pub mod asking;
+pub mod audit;
 pub mod command;
 pub mod diagnostic;
 pub mod event;
 pub mod executor;
 pub mod fingerprint;
+pub mod gpu;
 pub mod harness;
 mod interpolate;
 pub mod job;

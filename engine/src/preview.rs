@@ -267,7 +267,7 @@ impl<'a> Looker<'a> {
     fn rehearse(&self, node: &Node, resolved: &Resolved) -> Result<Option<Asks>, StoreError> {
         let Some(registry) = self.registry else { return Ok(None) };
         // An input that is lost now is made again by the run; what would be asked then cannot be told.
-        let Ok(inputs) = self.fingerprinter.bind(resolved, &BTreeMap::new()) else { return Ok(None) };
+        let Ok(inputs) = self.fingerprinter.bind(resolved) else { return Ok(None) };
         rehearse(node, inputs, self.store, registry)
     }
 

@@ -93,6 +93,25 @@ pub fn format_size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
+/// A kind of memory that a stage may run out of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Memory {
+    /// The host's.
+    Main,
+    /// That of a GPU.
+    Gpu,
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Main => "memory",
+            Self::Gpu => "GPU memory",
+        })
+    }
+}
+
 /// The widest vector instructions that numeric kernels may use on this CPU. Results are equal bit for bit within a level,
 /// not across levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -166,7 +185,7 @@ pub struct InventoryError(pub String);
 impl Inventory {
     /// What this host has.
     pub fn detect() -> Self {
-        Self { gpus: gpus(), ..Self::without_gpus() }
+        Self { gpus: crate::gpu::gpus(), ..Self::without_gpus() }
     }
 
     /// What this host has beside GPUs; asking a driver for those takes a while.
@@ -198,6 +217,13 @@ impl Inventory {
             return Err(Unfit::GpuMemory { asked: wanted.gpu_memory, has });
         }
         Ok(())
+    }
+
+    /// The most that a node which asks for `gpus` devices can have on each of them; none when there are not so many.
+    pub fn most_gpu_memory(&self, gpus: u32) -> Option<u64> {
+        let mut sizes: Vec<u64> = self.gpus.iter().map(|gpu| gpu.memory).collect();
+        sizes.sort_unstable_by(|a, b| b.cmp(a));
+        sizes.get(usize::try_from(gpus).ok()?.checked_sub(1)?).copied()
     }
 
     /// The numerics class of training and generation here: `cpu/f32/avx512`, `cuda/bf16/sm90`.
@@ -256,37 +282,6 @@ fn memory_total() -> u64 {
     system.refresh_memory();
     let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
     system.total_memory().min(limit)
-}
-
-#[cfg(not(feature = "gpu-inventory"))]
-fn gpus() -> Vec<Gpu> {
-    Vec::new()
-}
-
-/// The GPUs that the driver shows; none without a driver.
-#[cfg(feature = "gpu-inventory")]
-#[allow(
-    unsafe_code,
-    reason = "asks whether the driver library can be loaded; cudarc panics when it is called without one"
-)]
-fn gpus() -> Vec<Gpu> {
-    use cudarc::driver::{CudaContext, sys};
-    // SAFETY: loads libcuda if it is there and touches nothing else.
-    if !unsafe { sys::is_culib_present() } {
-        return Vec::new();
-    }
-    // The library may be there without a working driver (containers): then the first call fails or panics.
-    let count = std::panic::catch_unwind(CudaContext::device_count).ok().and_then(Result::ok).unwrap_or(0);
-    let describe = |ordinal: usize| {
-        let context = CudaContext::new(ordinal).ok()?;
-        Some(Gpu {
-            ordinal,
-            name: context.name().ok()?,
-            memory: context.total_mem().ok()? as u64,
-            capability: context.compute_capability().ok()?,
-        })
-    };
-    (0..usize::try_from(count).unwrap_or(0)).filter_map(describe).collect()
 }
 
 #[cfg(test)]

@@ -110,7 +110,7 @@ struct World {
 
 /// Runs `tasks` on `hosts`; nodes that share a device each run at `1 / (1 + interference * (k - 1))` of their speed.
 pub fn simulate(tasks: &BTreeMap<NodeId, Task>, hosts: &[Inventory], interference: f64) -> Timeline {
-    let mut scheduler = Scheduler::new(tasks.clone(), hosts.to_vec(), None, BTreeMap::new(), true);
+    let mut scheduler = Scheduler::new(tasks.clone(), hosts.to_vec(), None, true);
     let mut world = World {
         now_s: 0.0,
         interference,

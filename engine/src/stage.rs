@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use mpcc_cache::{Artifact, Digest};
 use schemars::JsonSchema;
@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::asking::Asking;
 use crate::port::Signature;
-use crate::resources::Resources;
+use crate::resources::{Memory, Resources};
 
 /// A stage kind.
 pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
@@ -70,6 +70,14 @@ pub enum StageError {
     /// The machine failed: I/O, memory, network.
     #[error("{0}")]
     Machine(String),
+    /// Memory ran out: the node is repeated with more of it.
+    #[error("{message}")]
+    OutOfMemory {
+        /// Which.
+        memory: Memory,
+        /// What happened.
+        message: String,
+    },
     /// A person must decide first (a curation without decisions); other branches go on.
     #[error("waiting: {0}")]
     Waiting(String),
@@ -258,6 +266,21 @@ pub trait Memo: Send + Sync {
     }
     /// Stores a value; durable against a kill of this process when it returns.
     fn put(&self, namespace: &str, key: &Digest, value: &[u8]) -> std::io::Result<()>;
+}
+
+/// A memo in memory, gone with the process.
+#[derive(Default)]
+pub struct MemoryMemo(Mutex<BTreeMap<(String, Digest), Vec<u8>>>);
+
+impl Memo for MemoryMemo {
+    fn get(&self, namespace: &str, key: &Digest) -> Option<Vec<u8>> {
+        self.0.lock().expect("unpoisoned").get(&(namespace.to_owned(), *key)).cloned()
+    }
+
+    fn put(&self, namespace: &str, key: &Digest, value: &[u8]) -> std::io::Result<()> {
+        self.0.lock().expect("unpoisoned").insert((namespace.to_owned(), *key), value.to_vec());
+        Ok(())
+    }
 }
 
 /// What a stage sees while it runs.

@@ -24,18 +24,20 @@ use std::thread::JoinHandle;
 use mpcc_cache::{Digest, MemoStore, Store, StoreOptions};
 use nix::sys::resource::{UsageWho, getrusage};
 use rustix::fs::{FileType, fstat};
-use rustix::process::{Signal, getpgrp, getpid, kill_process_group, set_child_subreaper};
+use rustix::process::{Signal, WaitOptions, getpgrp, getpid, kill_process_group, set_child_subreaper};
 
 use crate::asking::{Asking, Secrets};
 use crate::command;
+use crate::executor::meter::Meter;
 use crate::executor::redact::Redactor;
 use crate::executor::slurm::{Start, foreign};
 use crate::executor::speech::Speech;
 use crate::executor::tree::{kill_descendants, signal_descendants};
+use crate::gpu::NvidiaSmi;
 use crate::job::{Job, Outcome, Usage};
 use crate::plan::Action;
 use crate::registry::Registry;
-use crate::stage::{Context, Memo, NoteSink};
+use crate::stage::{Context, Memo, MemoryMemo, NoteSink};
 
 /// Exit code of a worker that could not read its job or say how it ended.
 pub(crate) const BROKEN: i32 = 3;
@@ -97,6 +99,11 @@ fn attempt(job: &Job, start: Option<&Start>, registry: &Registry, secrets: &Secr
     if let Some(start) = start {
         start.watch(kill_everything);
     }
+    // Under a batch system nobody else looks at its processes and devices.
+    let watching = start.map(|_| {
+        let meter = Meter::new(Some(Arc::new(NvidiaSmi::default())));
+        meter.watch(getpid().as_raw_pid(), (0..job.devices.len()).collect())
+    });
     let cancel = Arc::new(AtomicBool::new(false));
     let passes_on = matches!(&job.action, Action::Command(command) if command.each.is_none());
     watch_termination(cancel.clone(), passes_on)?;
@@ -104,8 +111,9 @@ fn attempt(job: &Job, start: Option<&Start>, registry: &Registry, secrets: &Secr
     let refused = start.and_then(|_| foreign(job));
     let outcome =
         refused.unwrap_or_else(|| on_large_stack(|| carry_out(job, registry, secrets, speech.clone(), cancel)));
-    let usage = usage();
     kill_descendants(getpid());
+    reap();
+    let usage = watching.map(|watching| watching.peaks()).unwrap_or_default().add_to(usage());
     if let Some(log) = pipes.log {
         log.close();
     }
@@ -223,7 +231,8 @@ fn carry_out(
         Err(error) => return Outcome::machine(format!("the store cannot be opened: {error}")),
     };
     let asking = Asking::new(store.clone(), own_secrets(job, secrets));
-    let ctx = context(job, Arc::new(store.memo()), asking, notes, cancel);
+    let memo: Arc<dyn Memo> = if job.fresh { Arc::new(MemoryMemo::default()) } else { Arc::new(store.memo()) };
+    let ctx = context(job, memo, asking, notes, cancel);
     let outcome = match &job.action {
         Action::Command(command) => command::carry_out(command, &ctx, &job.failed_records()),
         Action::Builtin { kind, version, params, .. } => builtin(registry, kind, *version, params, &ctx),
@@ -280,13 +289,22 @@ pub(crate) fn builtin(
     match catch_unwind(AssertUnwindSafe(|| stage.run(ctx))) {
         Ok(Ok(())) => Outcome::Done,
         Ok(Err(error)) => error.into(),
-        Err(panic) => Outcome::failed(format!("the stage panicked: {}", panic_text(panic.as_ref()))),
+        Err(panic) => {
+            let text = panic_text(panic.as_ref());
+            Outcome::failed(format!("the stage panicked: {text}")).recognised(text)
+        }
     }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let owned = panic.downcast_ref::<String>().map(String::as_str);
     owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("see the log")
+}
+
+/// Takes what it has left behind, dead by now, off the kernel's list: only then it counts.
+fn reap() {
+    // An error says that there is none left.
+    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
 }
 
 /// CPU time of this process and all it waited for, and the largest resident set of any of them.
@@ -297,5 +315,5 @@ fn usage() -> Usage {
     let cpu_s = used.iter().map(|used| seconds(used.user_time()) + seconds(used.system_time())).sum();
     // Linux counts kibibytes.
     let peak = used.iter().map(|used| u64::try_from(used.max_rss()).unwrap_or(0) * 1024).max();
-    Usage { wall_s: 0.0, cpu_s, peak_rss_bytes: peak.unwrap_or(0) }
+    Usage { cpu_s, peak_rss_bytes: peak.unwrap_or(0), ..Usage::default() }
 }

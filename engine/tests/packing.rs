@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use mpcc_engine::allocator::Grant;
 use mpcc_engine::allocator::{INTERFERENCE, SHARERS};
+use mpcc_engine::journal::Measured;
 use mpcc_engine::plan::NodeId;
-use mpcc_engine::resources::{CpuLevel, Gpu, Inventory, Resources};
-use mpcc_engine::scheduler::Task;
+use mpcc_engine::resources::{CpuLevel, Gpu, Inventory, Memory, Resources};
+use mpcc_engine::run::reserve;
+use mpcc_engine::scheduler::{Command, End, Input, Keyed, Scheduler, Task, Verdict};
 use mpcc_engine::simulate::{Timeline, simulate};
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -136,13 +139,17 @@ fn schedule() -> impl Strategy<Value = (BTreeMap<NodeId, Task>, Vec<Inventory>)>
     })
 }
 
+/// `few` cases; `many` with MPCC_HEAVY=1.
+fn cases(few: u32, many: u32) -> ProptestConfig {
+    #[allow(clippy::disallowed_methods, reason = "a test may be told to do more")]
+    let cases = if std::env::var_os("MPCC_HEAVY").is_some() { many } else { few };
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 /// 2,000 schedules; 100,000 with MPCC_HEAVY=1.
 #[test]
 fn random_schedules_keep_the_rules() {
-    #[allow(clippy::disallowed_methods, reason = "a test may be told to do more")]
-    let cases = if std::env::var_os("MPCC_HEAVY").is_some() { 100_000 } else { 2_000 };
-    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
-    proptest!(config, |((tasks, hosts) in schedule())| {
+    proptest!(cases(2_000, 100_000), |((tasks, hosts) in schedule())| {
         check(&simulate(&tasks, &hosts, INTERFERENCE), &tasks, &hosts);
     });
 }
@@ -164,4 +171,137 @@ fn ten_thousand_nodes_on_four_thousand_devices_take_seconds() {
     let timeline = simulate(&tasks, &vec![host(64, 8, 80); 512], INTERFERENCE);
     assert_eq!(timeline.spans.len(), 10_000);
     assert!(timeline.makespan_s >= timeline.critical_path_s - 1e-6);
+}
+
+/// Main memory of every host in the tests below.
+const MAIN: u64 = 64 * GIB;
+
+/// What a node really needs: main memory, and memory on each of its devices.
+type Need = (u64, u64);
+
+/// A run in which whoever gets less memory than it needs runs out of it.
+struct Greedy<'a> {
+    scheduler: Scheduler,
+    hosts: &'a [Inventory],
+    needs: &'a [Need],
+    open: Vec<Command>,
+    running: Vec<(NodeId, Grant)>,
+    /// How often somebody ran out.
+    starved: usize,
+}
+
+impl<'a> Greedy<'a> {
+    /// Runs to the end; whoever ends next is `picks`' choice.
+    fn run(tasks: &BTreeMap<NodeId, Task>, hosts: &'a [Inventory], needs: &'a [Need], picks: &[usize]) -> Self {
+        let scheduler = Scheduler::new(tasks.clone(), hosts.to_vec(), None, true);
+        let mut run = Self { scheduler, hosts, needs, open: Vec::new(), running: Vec::new(), starved: 0 };
+        run.feed(Input::Begin);
+        for step in 0.. {
+            assert!(step < 20 * tasks.len() + 20, "it does not end");
+            while let Some(command) = run.open.pop() {
+                match command {
+                    Command::Key(node) => run.feed(Input::Keyed(node, Keyed::Miss)),
+                    Command::Rest { node, .. } => run.feed(Input::Rested(node)),
+                    _ => {}
+                }
+            }
+            if run.running.is_empty() {
+                return run;
+            }
+            let at = picks[step % picks.len()] % run.running.len();
+            let (node, grant) = run.running.swap_remove(at);
+            let end = run.end(node, &grant);
+            run.feed(Input::Ended(node, Some(grant), end));
+        }
+        run
+    }
+
+    fn feed(&mut self, input: Input) {
+        for command in self.scheduler.step(input) {
+            match command {
+                Command::Start { node, grant, .. } => {
+                    self.running.push((node, grant));
+                    self.check();
+                }
+                other => self.open.push(other),
+            }
+        }
+    }
+
+    fn end(&mut self, node: NodeId, grant: &Grant) -> End {
+        let (main, gpu) = self.needs[node.0];
+        let held = grant.devices.iter().map(|device| device.memory).min();
+        let memory = if grant.memory < main {
+            Memory::Main
+        } else if held.is_some_and(|held| held < gpu) {
+            Memory::Gpu
+        } else {
+            return End::Done;
+        };
+        self.starved += 1;
+        End::OutOfMemory { memory, used: 0 }
+    }
+
+    fn check(&self) {
+        for (at, host) in self.hosts.iter().enumerate() {
+            let held = || self.running.iter().map(|(_, grant)| grant).filter(|grant| grant.host == at);
+            assert!(held().map(|grant| grant.cpus).sum::<u32>() <= host.cpus);
+            assert!(held().map(|grant| grant.memory).sum::<u64>() <= host.memory, "main memory is over-committed");
+            for gpu in &host.gpus {
+                let there = held().flat_map(|grant| &grant.devices).filter(|device| device.ordinal == gpu.ordinal);
+                let (count, bytes) = there.fold((0, 0), |(count, bytes), device| (count + 1, bytes + device.memory));
+                assert!(count <= SHARERS && bytes <= gpu.memory, "a device is over-committed");
+            }
+        }
+        for (node, grant) in &self.running {
+            let request = self.scheduler.request(*node).unwrap();
+            assert_eq!((grant.devices.len(), grant.memory), (request.gpus as usize, request.memory));
+        }
+    }
+
+    fn verdicts(&self) -> BTreeMap<NodeId, Verdict> {
+        self.scheduler.verdicts().collect()
+    }
+}
+
+/// A schedule, and what each of its nodes really needs.
+fn hungry() -> impl Strategy<Value = (BTreeMap<NodeId, Task>, Vec<Inventory>, Vec<Need>)> {
+    let need = (prop_oneof![3 => Just(0), 1 => 1u64..70], prop_oneof![1 => Just(0), 3 => 1u64..90]);
+    (schedule(), proptest::collection::vec(need, 40)).prop_map(|((mut tasks, mut hosts), needs)| {
+        hosts.iter_mut().for_each(|host| host.memory = MAIN);
+        for task in tasks.values_mut() {
+            task.parents.clear();
+        }
+        (tasks, hosts, needs.into_iter().map(|(main, gpu)| (main * GIB, gpu * GIB)).collect())
+    })
+}
+
+/// 1,000 schedules; 50,000 with MPCC_HEAVY=1. Who runs out of memory gets more, until it has what it needs or had all there is;
+/// with what the first run has measured nobody runs out in the second.
+#[test]
+fn who_runs_out_grows_and_the_next_run_knows() {
+    let picks = proptest::collection::vec(any::<usize>(), 1..20);
+    proptest!(cases(1_000, 50_000), |((mut tasks, hosts, needs) in hungry(), picks in picks)| {
+        let first = Greedy::run(&tasks, &hosts, &needs, &picks);
+        let verdicts = first.verdicts();
+        prop_assert_eq!(verdicts.len(), tasks.len(), "every node ends");
+        for (id, task) in &tasks {
+            let (main, gpu) = needs[id.0];
+            let request = &task.request;
+            let devices = hosts.iter().filter(|host| host.fits(&Resources { memory: 0, ..request.clone() }).is_ok());
+            let possible = devices.count() > 0 && main <= MAIN && (request.gpus == 0 || gpu <= 80 * GIB);
+            prop_assert_eq!(verdicts[id] == Verdict::Executed, possible, "{:?} needs {} and {}", request, main, gpu);
+        }
+        for (id, task) in &mut tasks {
+            if verdicts[id] == Verdict::Executed {
+                let (peak_rss_bytes, gpu_peak_bytes) = needs[id.0];
+                let seen = Measured { wall_s: 1.0, peak_rss_bytes, gpu_peak_bytes };
+                task.request = reserve(&task.request, &seen, &hosts.iter().max_by_key(|host| host.gpus.len()).unwrap().clone());
+            }
+        }
+        tasks.retain(|id, _| verdicts[id] == Verdict::Executed);
+        let second = Greedy::run(&tasks, &hosts, &needs, &picks);
+        prop_assert_eq!(second.starved, 0, "what was measured is enough");
+        prop_assert!(second.verdicts().values().all(|verdict| *verdict == Verdict::Executed));
+    });
 }

@@ -3,16 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mpcc_cache::{Artifact, ArtifactKind, Digest};
 use mpcc_engine::asking::Secrets;
 use mpcc_engine::executor::{Attempt, Executor, ProcessExecutor, ProcessOptions};
+use mpcc_engine::gpu::{GpuMeter, GpuUse};
 use mpcc_engine::job::{AttemptId, Blame, Job, JobOutput, Outcome, Usage};
 use mpcc_engine::plan::{Action, Command};
 use mpcc_engine::port::{PortType, Signature};
 use mpcc_engine::registry::Registry;
-use mpcc_engine::resources::Resources;
+use mpcc_engine::resources::{Memory, Resources};
 use mpcc_engine::stage::{Bound, Context, Input, Note, Stage, StageError};
 use mpcc_engine::worker::worker_main;
 use schemars::JsonSchema;
@@ -50,6 +52,7 @@ impl Stage for Act {
             "exit" => std::process::exit(7),
             "invalid" => Err(StageError::invalid("bad parameter")),
             "disk" => Err(StageError::Machine("the disk is full".into())),
+            "starve" => Err(StageError::OutOfMemory { memory: Memory::Main, message: "too large a batch".into() }),
             "wait" => Err(StageError::Waiting("decide first".into())),
             "die" => {
                 rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
@@ -101,6 +104,9 @@ const TESTS: &[(&str, fn())] = &[
     ("every_end_is_told_apart", every_end_is_told_apart),
     ("commands_run", commands_run),
     ("a_command_gets_its_grant_and_nothing_else", a_command_gets_its_grant_and_nothing_else),
+    ("a_stage_sees_its_devices_alone", a_stage_sees_its_devices_alone),
+    ("what_a_stage_used_is_told", what_a_stage_used_is_told),
+    ("a_full_gpu_is_recognised", a_full_gpu_is_recognised),
     ("secrets_stay_out_of_the_log", secrets_stay_out_of_the_log),
     ("draining_ends_in_good_order", draining_ends_in_good_order),
     ("time_limits_reach_grandchildren", time_limits_reach_grandchildren),
@@ -161,6 +167,7 @@ impl Bench {
             executor: "process".into(),
             resources: Resources::default(),
             numerics: None,
+            fresh: false,
             folder,
         }
     }
@@ -324,6 +331,89 @@ fn a_command_gets_its_grant_and_nothing_else() {
         assert!(output.lines().any(|found| found == line), "{line} in {output}");
     }
     assert!(!names.contains(&"API_KEY") && !names.contains(&"HOME"), "{names:?}");
+}
+
+/// The same command under the warden and under a worker of its own.
+fn both_ways(bench: &Bench, script: &str) -> [Job; 2] {
+    let plain = bench.script(script);
+    let secret = Job { secrets: vec!["API_KEY".into()], ..plain.clone() };
+    [plain, secret]
+}
+
+fn a_stage_sees_its_devices_alone() {
+    let mut bench = Bench::new();
+    let sees = |bench: &Bench, devices: &[usize]| {
+        both_ways(bench, "echo \"[${CUDA_VISIBLE_DEVICES-unset}]\" > ${outputs.y}").map(|job| {
+            assert_eq!(bench.run(Job { devices: devices.to_vec(), ..job }).0, Outcome::Done);
+            bench.output().trim().to_owned()
+        })
+    };
+    assert_eq!(sees(&bench, &[3, 5]), ["[3,5]", "[3,5]"], "a gang sees all of its devices");
+    assert_eq!(sees(&bench, &[]), ["[]", "[]"], "set and empty: CUDA shows nothing");
+    bench.options.environment.push(("CUDA_VISIBLE_DEVICES".into(), "7, GPU-8c1f,2".into()));
+    assert_eq!(sees(&bench, &[1, 2]), ["[GPU-8c1f,2]", "[GPU-8c1f,2]"], "this process numbers its own devices from 0");
+    assert_eq!(sees(&bench, &[]), ["[]", "[]"]);
+}
+
+/// Says that device 5 is used by whoever runs `sleep`.
+struct Sleepers;
+
+impl GpuMeter for Sleepers {
+    fn look(&self) -> GpuUse {
+        let sleeps =
+            |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n");
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(sleeps);
+        GpuUse { processes: pids.map(|pid| (5, pid, 1 << 30)).collect(), devices: BTreeMap::new() }
+    }
+}
+
+fn what_a_stage_used_is_told() {
+    let bench = Bench::new();
+    // Two pipes that each hold 40 MB for a while, and an orphan that works until it is killed.
+    let script = "for i in 1 2; do (head -c 40000000 /dev/zero | tail -c 40000000 | (sleep 1.6; cat > /dev/null)) & done; \
+                  (setsid sh -c 'while :; do :; done' &); wait; echo > ${outputs.y}";
+    let started: Vec<_> = both_ways(&bench, script)
+        .into_iter()
+        .enumerate()
+        .map(|(at, job)| {
+            let log = bench.path().join(format!("{at}.log"));
+            let folder = bench.path().join(format!("attempt{at}"));
+            let path = Job::output_in(&folder, "y");
+            let outputs = BTreeMap::from([("y".to_owned(), JobOutput { path, tree: false })]);
+            let executor = ProcessExecutor::new(bench.options.clone()).with_gpu_meter(Arc::new(Sleepers));
+            let (notes, _) = unbounded_channel();
+            let attempt = executor.start(Job { folder, outputs, log, ..job }, notes);
+            (executor, attempt)
+        })
+        .collect();
+    for (_executor, attempt) in started {
+        let (outcome, usage) = wait(attempt);
+        assert_eq!(outcome, Outcome::Done);
+        assert!(usage.peak_rss_bytes > 75_000_000, "both halves count: {usage:?}");
+        assert!(usage.cpu_s > 0.4 && usage.wall_s > 1.5, "{usage:?}");
+        assert_eq!(usage.gpu_peak_bytes, 2 << 30, "its own two sleepers and nobody else's");
+    }
+}
+
+fn a_full_gpu_is_recognised() {
+    let bench = Bench::new();
+    let torch = "echo 'torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB' >&2; exit 1";
+    for job in both_ways(&bench, torch) {
+        let outcome = bench.run(job).0;
+        assert_eq!(outcome.out_of_memory(), Some(Memory::Gpu), "{outcome:?}");
+        assert!(outcome.describe().starts_with("ran out of GPU memory: `echo"), "{outcome:?}");
+    }
+    for job in both_ways(&bench, "exit 1") {
+        assert_eq!(bench.run(job).0.out_of_memory(), None, "what an earlier attempt has logged tells nothing");
+    }
+    for job in both_ways(&bench, "echo CUDA out of memory, tried again; echo > ${outputs.y}") {
+        assert_eq!(bench.run(job).0, Outcome::Done);
+    }
+    let candle = bench.run(bench.act("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")")).0;
+    assert_eq!(candle.out_of_memory(), Some(Memory::Gpu), "{candle:?}");
+    let stated = bench.run(bench.act("starve")).0;
+    assert_eq!(stated, Outcome::OutOfMemory { memory: Memory::Main, message: "too large a batch".into() });
 }
 
 fn secrets_stay_out_of_the_log() {

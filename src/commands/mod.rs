@@ -1,5 +1,6 @@
 //! One thin file a command: from what was typed to what the engine offers, and its answer to lines.
 
+mod audit;
 mod cache;
 mod doctor;
 mod graph;
@@ -28,6 +29,8 @@ use mpcc_engine::executor::warden::warden_main;
 use mpcc_engine::journal::{self, RunRecord};
 use mpcc_engine::worker::{start_main, worker_main};
 
+pub(crate) use status::word;
+
 use crate::cli::{Cli, Command};
 use crate::environment;
 use crate::report::Failure;
@@ -41,8 +44,9 @@ pub(crate) fn dispatch(cli: Cli) -> Answer {
     match cli.command {
         Command::Run(args) => run::run(args, &store),
         Command::Plan(args) => plan::plan(&args, &store),
+        Command::Audit(args) => audit::audit(&args, &store),
         Command::Why(args) => why::why(&args, &store),
-        Command::Graph(args) => graph::graph(&args),
+        Command::Graph(args) => graph::graph(&args, &store),
         Command::Status(args) => status::status(&args, &store),
         Command::Logs(args) => logs::logs(&args, &store),
         Command::Runs(args) => runs::runs(&args.command, &store),
@@ -81,9 +85,9 @@ fn no_store(store: &Path) -> Failure {
     ))
 }
 
-/// The run that `id` names, or the last one.
+/// The run that `id` names, or the last one (`last`, or nothing).
 fn find_run(store: &Path, id: Option<&str>) -> Result<RunRecord, Failure> {
-    let run = match id {
+    let run = match id.filter(|id| *id != "last") {
         Some(id) => Some(journal::read(store, id)?),
         None => journal::latest(store)?,
     };

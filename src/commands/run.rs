@@ -1,11 +1,13 @@
 //! `mpcc run`: bring a pipeline up to date.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mpcc_engine::cache::Store;
 use mpcc_engine::event::{Event, Summary, What};
 use mpcc_engine::executor::{Dispatch, Executor, ProcessExecutor, ProcessOptions};
+use mpcc_engine::gpu::NvidiaSmi;
 use mpcc_engine::journal::{self, RunRecord};
 use mpcc_engine::plan::kept::Kept;
 use mpcc_engine::plan::{LOCAL, NodeId, Plan, SelectError};
@@ -98,23 +100,31 @@ fn now() -> jiff::Timestamp {
 }
 
 fn executor(plan: &Plan, options: &RunOptions, args: &RunArgs) -> Result<Dispatch, Failure> {
-    let environment = environment::for_children(&secrets(plan));
-    let program = std::env::current_exe();
-    let program = program.map_err(|error| Failure::machine(format_args!("where mpcc itself is: {error}")))?;
+    let secrets = environment::for_children(&secrets(plan)).secrets;
     let grace = Duration::from_secs(args.grace);
     let mut executors = Dispatch::default();
-    if let Some(executor) = slurm::executor(plan, options, &args.slurm, (&program, &environment.secrets, grace))? {
+    if let Some(executor) = slurm::executor(plan, options, &args.slurm, (&program()?, &secrets, grace))? {
         executors = executors.with(slurm::NAME, executor);
     }
+    Ok(executors.with(LOCAL, process_executor(plan, grace)?))
+}
+
+fn program() -> Result<PathBuf, Failure> {
+    std::env::current_exe().map_err(|error| Failure::machine(format_args!("where mpcc itself is: {error}")))
+}
+
+/// Executes stages of `plan` in processes of this host.
+pub(super) fn process_executor(plan: &Plan, grace: Duration) -> Result<ProcessExecutor, Failure> {
+    let environment = environment::for_children(&secrets(plan));
     let process = ProcessOptions {
-        program,
+        program: program()?,
         arguments: vec!["worker".into()],
         warden: vec!["warden".into()],
         environment: environment.open,
         secrets: environment.secrets,
         grace,
     };
-    Ok(executors.with(LOCAL, ProcessExecutor::new(process)))
+    Ok(ProcessExecutor::new(process).with_gpu_meter(Arc::new(NvidiaSmi::default())))
 }
 
 /// Runs and shows until both are done.

@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use mpcc_engine::journal::{self, RunRecord};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Answer, find_run, status};
 use crate::cli::RunsCommand;
 use crate::report::DONE;
-use crate::ui::json::to_line;
-use crate::ui::say;
+use crate::ui::{costs, say};
 
 /// Lists runs or shows one.
 pub(super) fn runs(command: &RunsCommand, store: &Path) -> Answer {
@@ -19,12 +18,19 @@ pub(super) fn runs(command: &RunsCommand, store: &Path) -> Answer {
             let run = find_run(store, run.as_deref())?;
             match (digests, json) {
                 (true, _) => digests_of(&run),
-                (_, true) => say(to_line(&run)),
-                _ => say(status::text(&run)),
+                (_, true) => say(with_totals(&run)),
+                _ => say(format_args!("{}\n\n{}", status::headline(&run), costs::table(&run))),
             }
             Ok(DONE)
         }
     }
+}
+
+/// The run as `status --json` shows it, and what it came to.
+fn with_totals(run: &RunRecord) -> Value {
+    let mut value = json!(run);
+    value["totals"] = json!(run.totals());
+    value
 }
 
 fn list(store: &Path, json: bool) -> Answer {

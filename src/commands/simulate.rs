@@ -23,7 +23,7 @@ pub(super) fn simulate(args: &SimulateArgs, store: &Path) -> Answer {
     let durations = durations(&plan, args, store)?;
     let guessed = plan.nodes.iter().filter(|node| !durations.contains_key(&node.name)).count();
     let tasks: BTreeMap<NodeId, Task> =
-        plan.ids().map(|id| (id, Task { remote: false, ..task(&plan, plan.node(id), &durations) })).collect();
+        plan.ids().map(|id| (id, Task { remote: false, ..task(plan.node(id), &durations) })).collect();
     let run = |hosts: usize, gpus: usize| on_virtual_clock(&tasks, &cluster(args, hosts, gpus), args.interference);
     let (hosts, gpus) = (args.hosts, args.gpus_per_host);
     let asked = run(hosts, gpus);

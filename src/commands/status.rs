@@ -49,7 +49,8 @@ fn row(node: &NodeRecord) -> Vec<String> {
     vec![node.header.node.clone(), word(node.status).to_owned(), time, detail]
 }
 
-fn word(status: Status) -> &'static str {
+/// A state for people.
+pub(crate) fn word(status: Status) -> &'static str {
     match status {
         Status::Pending => "pending",
         Status::Running => "running",

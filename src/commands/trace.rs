@@ -38,7 +38,7 @@ fn event(node: &NodeRecord, run: &RunRecord, lanes: &mut Vec<f64>) -> Option<Val
     let micros = |seconds: f64| (seconds * 1e6).round();
     let about = json!({
         "stage": node.header.stage, "kind": node.header.kind, "status": node.status, "attempts": node.attempts,
-        "cpu_s": node.cpu_s, "peak_rss_bytes": node.peak_rss_bytes, "memo": node.memo, "metrics": node.metrics,
+        "cpu_s": node.cpu_s, "peak_rss_bytes": node.peak_rss_bytes, "gpu_peak_bytes": node.gpu_peak_bytes, "spent": node.spent, "memo": node.memo, "metrics": node.metrics,
     });
     let name = &node.header.node;
     match (node.started_s, node.status) {

@@ -1,6 +1,8 @@
 //! The sentence for an event, the same on a terminal and in a pipe.
 
 use mpcc_engine::event::{MemoCount, What};
+use mpcc_engine::resources::format_size;
+use mpcc_engine::scheduler::Growth;
 use mpcc_engine::stage::Note;
 
 use super::{seconds, spent};
@@ -14,7 +16,11 @@ pub(crate) fn line(what: &What) -> Option<String> {
         },
         What::NodeNote { node, note: Note::Warning { message } } => format!("{node}: warning: {message}"),
         What::NodeElsewhere { node } => format!("{node}: another run executes it, waiting"),
-        What::NodeRetrying { node, attempt, delay_s, message } => {
+        What::NodeRetrying { node, attempt, message, growth: Some(Growth { memory, from, to }), .. } => {
+            let from = if *from > 0 { format!(" instead of {}", format_size(*from)) } else { String::new() };
+            format!("{node}: {message}; attempt {attempt} gets {} of {memory}{from}", format_size(*to))
+        }
+        What::NodeRetrying { node, attempt, delay_s, message, .. } => {
             format!("{node}: {message}; attempt {attempt} in {}", seconds(*delay_s))
         }
         What::NodeCached { node, .. } => format!("{node}: up to date"),

@@ -8,7 +8,10 @@
 
 pub(crate) mod bars;
 pub(crate) mod columns;
+pub(crate) mod costs;
+pub(crate) mod dag;
 pub(crate) mod json;
+mod layers;
 pub(crate) mod lines;
 pub(crate) mod plain;
 pub(crate) mod reasons;

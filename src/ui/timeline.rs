@@ -67,6 +67,7 @@ fn hue(name: &str) -> u32 {
     name.bytes().fold(7u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(byte))) % 360
 }
 
-fn escaped(text: &str) -> String {
+/// A text as the content of an element.
+pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -145,7 +145,7 @@ pub struct Options {
 /// Who answers what the memo does not.
 enum Answerer {
     /// Weights, loaded at the first request.
-    Local(Option<Vlm>),
+    Local(Option<Box<Vlm>>),
     Served {
         server: Server,
         quota: Quota,
@@ -548,7 +548,7 @@ impl<'a> Responder<'a> {
         let images =
             request.pictures.iter().map(|picture| picture.render(self.dataset)).collect::<Result<Vec<_>, _>>()?;
         if let Answerer::Local(vlm @ None) = &mut self.answerer {
-            *vlm = Some(load_local(self.ctx, self.model)?);
+            *vlm = Some(Box::new(load_local(self.ctx, self.model)?));
         }
         prompt(self.vlm(), system.as_deref(), &request.user, &images)
     }

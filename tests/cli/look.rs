@@ -88,6 +88,40 @@ fn graphs_are_drawn() {
 }
 
 #[test]
+fn a_pipeline_is_drawn_with_what_a_run_would_do() {
+    let bench = Bench::new(
+        r#"
+mpcc: 1
+name: farm
+params: { last: all }
+stages:
+  part: { matrix: { n: [1, 2, 3] }, run: "echo ${matrix.n} > ${outputs.y}", outputs: { y: file }, resources: { cpus: 2 } }
+  all: { run: "echo ${params.last}; cat ${inputs.x} > ${outputs.y}", inputs: { x: "part[*]" }, outputs: { y: file } }
+"#,
+    );
+    let drawn = |words: &str| {
+        assert_eq!(bench.mpcc(&format!("graph pipeline.yaml --svg g.svg {words}")).code(0).out, "");
+        bench.read("g.svg")
+    };
+    let fresh = drawn("");
+    assert!(!bench.path(".mpcc").exists(), "looking makes no store");
+    assert!(fresh.contains("4 nodes, 0 up to date, 4 will run") && fresh.contains("part x3"), "{fresh}");
+    assert_eq!((fresh.matches("<title>").count(), fresh.matches("<path").count()), (2, 1));
+    bench.mpcc("run pipeline.yaml part[n=1]").code(0);
+    let mixed = drawn("");
+    assert!(mixed.contains("part[n=1]: up to date, took") && mixed.contains("all: unknown until part"), "{mixed}");
+    assert!(mixed.contains("2 CPU(s)") && mixed.matches("height=\"3\"").count() == 3, "{mixed}");
+    assert_eq!(mixed, drawn(""), "the same bytes");
+    let nodes = drawn("--nodes");
+    assert_eq!((nodes.matches("<title>").count(), nodes.matches("<path").count()), (4, 3));
+    bench.mpcc("run pipeline.yaml").code(0);
+    assert!(drawn("").contains("4 up to date"));
+    let changed = drawn("--set last=else");
+    assert!(changed.contains("3 up to date, 1 will run"), "{changed}");
+    bench.mpcc("graph pipeline.yaml --nodes").code(2);
+}
+
+#[test]
 fn the_schema_is_json_and_names_every_kind() {
     let bench = Bench::chain();
     let schema: serde_json::Value = serde_json::from_str(&bench.mpcc("schema").code(0).out).unwrap();

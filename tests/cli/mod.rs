@@ -1,5 +1,6 @@
 //! The program from outside: hermetic, each test in a folder of its own with an environment of its own.
 
+mod audit;
 pub(crate) mod bench;
 mod contract;
 mod crash;

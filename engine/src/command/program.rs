@@ -65,10 +65,8 @@ pub(crate) fn ended(
     let name = if command.shell { command.argv.join(" ") } else { words[0].clone() };
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(()),
-        // A shell reports the death of its last command this way.
-        (Some(137), _) if command.shell && memory.fired() => {
-            Err(Outcome::Killed { signal: Signal::KILL.as_raw(), out_of_memory: true })
-        }
+        // A shell, and many another program that starts others, reports the death of its last command this way.
+        (Some(137), _) if memory.fired() => Err(Outcome::Killed { signal: Signal::KILL.as_raw(), out_of_memory: true }),
         (Some(code), _) => Err(Outcome::failed(format!("`{}` ended with exit code {code}", shortened(&name)))),
         (None, signal) => {
             let signal = signal.unwrap_or_default();

@@ -15,6 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::attempt::Handle;
+use super::memory::LogWatch;
+use super::meter::{Meter, Watching};
 use super::process::{ProcessOptions, Stop, granted, stronger, until};
 use super::warden::{Ask, Start, Told};
 use super::{Order, OutOfMemoryWatch, tree};
@@ -34,6 +36,8 @@ enum End {
 struct Waiting {
     end: oneshot::Sender<End>,
     pid: Option<i32>,
+    devices: Vec<usize>,
+    watching: Option<Watching>,
 }
 
 /// The commands that are waited for; none once the warden is gone.
@@ -58,7 +62,7 @@ pub(super) fn command_of(job: &Job) -> Option<&Planned> {
 
 impl Direct {
     /// Starts a warden. It lives as long as the last clone of this value.
-    pub(super) fn launch(options: &ProcessOptions) -> io::Result<Self> {
+    pub(super) fn launch(options: &ProcessOptions, meter: Meter) -> io::Result<Self> {
         let mut warden = Command::new(&options.program);
         warden.args(&options.warden).env_clear().envs(options.environment.iter().cloned()).process_group(0);
         let mut child = warden.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
@@ -69,7 +73,7 @@ impl Direct {
         tokio::spawn(pass_on(asked, input));
         let listener = board.clone();
         tokio::spawn(async move {
-            listen(output, &listener).await;
+            listen(output, &listener, &meter).await;
             let _ = child.wait().await;
             abandon(&listener);
         });
@@ -97,9 +101,12 @@ impl Direct {
             Err(outcome) => return (outcome, Usage::default()),
         };
         let (memory, words) = (OutOfMemoryWatch::start(), start.words.clone());
+        let log = LogWatch::start(job);
         let (end, mut ended) = oneshot::channel();
         match &mut *self.board.lock().expect("no panic while it is held") {
-            Some(board) => drop(board.insert(start.id, Waiting { end, pid: None })),
+            Some(board) => {
+                drop(board.insert(start.id, Waiting { end, pid: None, devices: job.devices.clone(), watching: None }))
+            }
             // The warden died a moment ago: the attempt ends at once.
             None => drop(end),
         }
@@ -112,7 +119,8 @@ impl Direct {
                 let told = command::ended(command, &words, ExitStatus::from_raw(status), memory);
                 let outcome = match (told.map_or_else(|outcome| outcome, |()| job.outputs_written()), stop) {
                     // What it finished counts, even when it was told to stop meanwhile.
-                    (outcome @ Outcome::Done, _) | (outcome, None) => outcome,
+                    (outcome @ Outcome::Done, _) => outcome,
+                    (outcome, None) => log.judge(outcome),
                     (_, Some(Stop::Cancelled)) => Outcome::Cancelled,
                     (_, Some(Stop::TimedOut)) => Outcome::TimedOut,
                 };
@@ -126,7 +134,7 @@ impl Direct {
         let places = job.log.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| job.prepare_outputs());
         places.map_err(|error| Outcome::machine(format!("cannot prepare the stage: {error}")))?;
         let words = command::words(command, &Ports::of_job(job))?;
-        let granted = granted(job).into_iter().map(|(name, value)| (name.to_owned(), value));
+        let granted = granted(job, options).into_iter().map(|(name, value)| (name.to_owned(), value));
         let env = granted.chain(command.env.clone()).collect();
         let program = match command.env.contains_key("PATH") {
             true => words[0].clone().into(),
@@ -214,7 +222,7 @@ async fn pass_on(mut asked: mpsc::UnboundedReceiver<Ask>, mut input: ChildStdin)
     }
 }
 
-async fn listen(output: ChildStdout, board: &Board) {
+async fn listen(output: ChildStdout, board: &Board, meter: &Meter) {
     let mut lines = BufReader::new(output).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         let Ok(told) = serde_json::from_str(&line) else { continue };
@@ -224,6 +232,7 @@ async fn listen(output: ChildStdout, board: &Board) {
             Told::Started { id, pid } => {
                 if let Some(waiting) = board.get_mut(&id) {
                     waiting.pid = Some(pid);
+                    waiting.watching = Some(meter.watch(pid, waiting.devices.clone()));
                 }
                 continue;
             }
@@ -232,7 +241,9 @@ async fn listen(output: ChildStdout, board: &Board) {
                 (id, End::Refused(io::Error::new(kind, message)))
             }
             Told::Ended { id, status, cpu_s, peak_rss_bytes } => {
-                (id, End::Over(status, Usage { wall_s: 0.0, cpu_s, peak_rss_bytes }))
+                let watching = board.get(&id).and_then(|waiting| waiting.watching.as_ref());
+                let peaks = watching.map(Watching::peaks).unwrap_or_default();
+                (id, End::Over(status, peaks.add_to(Usage { cpu_s, peak_rss_bytes, ..Usage::default() })))
             }
         };
         if let Some(waiting) = board.remove(&id) {

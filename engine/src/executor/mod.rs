@@ -12,6 +12,7 @@ pub mod attempt;
 mod direct;
 pub mod dispatch;
 mod memory;
+pub(crate) mod meter;
 pub mod process;
 pub mod redact;
 pub mod scripted;

@@ -38,9 +38,11 @@ use tokio::time::Instant;
 
 use crate::executor::attempt::Handle;
 use crate::executor::direct::{Direct, command_of};
-use crate::executor::memory::OutOfMemoryWatch;
+use crate::executor::memory::{LogWatch, OutOfMemoryWatch};
+use crate::executor::meter::Meter;
 use crate::executor::speech::Said;
 use crate::executor::{Attempt, Executor, Notes, Order, tree};
+use crate::gpu::GpuMeter;
 use crate::job::{AttemptId, Job, Outcome, Usage};
 use crate::worker::BROKEN;
 
@@ -66,12 +68,19 @@ pub struct ProcessExecutor {
     options: Arc<ProcessOptions>,
     /// Started with the first command.
     direct: Mutex<Option<Direct>>,
+    meter: Meter,
 }
 
 impl ProcessExecutor {
     /// An executor with these options.
     pub fn new(options: ProcessOptions) -> Self {
-        Self { options: Arc::new(options), direct: Mutex::default() }
+        Self { options: Arc::new(options), direct: Mutex::default(), meter: Meter::new(None) }
+    }
+
+    /// The same with GPU memory measured by `gpu`.
+    #[must_use]
+    pub fn with_gpu_meter(self, gpu: Arc<dyn GpuMeter>) -> Self {
+        Self { meter: Meter::new(Some(gpu)), ..self }
     }
 
     /// The warden, if this job may go to it and it can be started; else the job gets a worker.
@@ -82,7 +91,7 @@ impl ProcessExecutor {
         command_of(job)?;
         let mut direct = self.direct.lock().expect("no panic while it is held");
         if !direct.as_ref().is_some_and(Direct::is_alive) {
-            *direct = Direct::launch(&self.options).ok();
+            *direct = Direct::launch(&self.options, self.meter.clone()).ok();
         }
         direct.clone()
     }
@@ -93,16 +102,21 @@ impl Executor for ProcessExecutor {
         let (attempt, handle) = Attempt::new();
         match self.direct_for(&job) {
             Some(direct) => tokio::spawn(direct.attend(self.options.clone(), job, handle)),
-            None => tokio::spawn(attend(self.options.clone(), job, notes, handle)),
+            None => tokio::spawn(attend(self.options.clone(), self.meter.clone(), job, notes, handle)),
         };
         attempt
     }
 }
 
-async fn attend(options: Arc<ProcessOptions>, job: Job, notes: Notes, mut handle: Handle) {
+async fn attend(options: Arc<ProcessOptions>, meter: Meter, job: Job, notes: Notes, mut handle: Handle) {
     let started = Instant::now();
     let (outcome, usage) = match launch(&options, &job).await {
-        Ok(child) => Watch::new(&options, &job).follow(child, notes, &mut handle).await,
+        Ok(child) => {
+            let process = child.id().expect("the child is not reaped yet").cast_signed();
+            let watching = meter.watch(process, job.devices.clone());
+            let (outcome, usage) = Watch::new(&options, &job).follow(child, notes, &mut handle).await;
+            (outcome, watching.peaks().add_to(usage))
+        }
         Err(error) => (Outcome::machine(format!("cannot start the stage: {error}")), Usage::default()),
     };
     let usage = Usage { wall_s: started.elapsed().as_secs_f64(), ..usage };
@@ -116,7 +130,7 @@ async fn launch(options: &ProcessOptions, job: &Job) -> io::Result<Child> {
     let log = OpenOptions::new().create(true).append(true).open(&job.log)?;
     let mut command = Command::new(&options.program);
     command.args(&options.arguments).arg(job.file());
-    command.env_clear().envs(options.environment.iter().cloned()).envs(granted(job));
+    command.env_clear().envs(options.environment.iter().cloned()).envs(granted(job, options));
     command.envs(job.secret_names().iter().filter_map(|name| Some((name, options.secrets.get(name)?))));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).process_group(0);
     let name = options.program.display();
@@ -124,8 +138,15 @@ async fn launch(options: &ProcessOptions, job: &Job) -> io::Result<Child> {
 }
 
 /// Variables that keep a stage inside its grant.
-pub(super) fn granted(job: &Job) -> Vec<(&'static str, String)> {
-    let devices: Vec<String> = job.devices.iter().map(usize::to_string).collect();
+pub(super) fn granted(job: &Job, options: &ProcessOptions) -> Vec<(&'static str, String)> {
+    // Where this process sees some devices only, it numbers those from 0 and a child must be told their own names.
+    let visible = options.environment.iter().find(|(name, _)| name == "CUDA_VISIBLE_DEVICES");
+    let visible: Vec<&str> = visible
+        .and_then(|(_, list)| list.to_str())
+        .map(|list| list.split(',').map(str::trim).collect())
+        .unwrap_or_default();
+    let name = |&ordinal: &usize| visible.get(ordinal).map_or_else(|| ordinal.to_string(), ToString::to_string);
+    let devices: Vec<String> = job.devices.iter().map(name).collect();
     let mut variables = thread_variables(job.threads);
     variables.push(("CUDA_VISIBLE_DEVICES", devices.join(",")));
     variables
@@ -152,6 +173,7 @@ struct Watch {
     /// When the next step of stopping is due: the time limit, then the end of the grace period.
     due: Option<Instant>,
     memory: OutOfMemoryWatch,
+    words: LogWatch,
     stop: Option<Stop>,
 }
 
@@ -160,7 +182,15 @@ impl Watch {
         let limit = Some(Duration::from_secs(job.timeout_s)).filter(|limit| !limit.is_zero());
         let due = limit.map(|limit| Instant::now() + limit);
         let memory = OutOfMemoryWatch::start();
-        Self { attempt: job.attempt, log: job.log.clone(), grace: options.grace, due, memory, stop: None }
+        Self {
+            attempt: job.attempt,
+            log: job.log.clone(),
+            grace: options.grace,
+            due,
+            memory,
+            words: LogWatch::start(job),
+            stop: None,
+        }
     }
 
     async fn follow(mut self, mut child: Child, notes: Notes, handle: &mut Handle) -> (Outcome, Usage) {
@@ -218,7 +248,7 @@ impl Watch {
             (_, Some(outcome @ (Outcome::Done | Outcome::Waiting { .. }))) => outcome,
             (Some(Stop::Cancelled), _) => Outcome::Cancelled,
             (Some(Stop::TimedOut), _) => Outcome::TimedOut,
-            (None, Some(outcome)) => outcome,
+            (None, Some(outcome)) => self.words.judge(outcome),
             (None, None) => self.died(status),
         }
     }

@@ -7,7 +7,7 @@
 //! | nothing outlives its stage | when a command ends, its process group dies, and so does every orphan that carries its mark |
 //! | nothing outlives the engine | the warden's standard input closes, and everything below the warden dies |
 //! | an orphan is found, wherever it moved | the warden is the sub-reaper: whoever loses its parent becomes its child |
-//! | usage is told | CPU time and peak memory come with the process's end (`wait4`) |
+//! | usage is told | CPU time and peak memory come with the process's end (`wait4`), those of orphans that it leaves too |
 //!
 //! The mark is the variable [`MARK`] in a command's environment. A process that leaves its group *and* clears its environment
 //! cannot be told from those of other stages; it dies with the run at the latest.
@@ -30,7 +30,7 @@ use nix::errno::Errno;
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group, set_child_subreaper};
 use serde::{Deserialize, Serialize};
 
-use super::tree::{descendants, is_running, kill_descendants};
+use super::tree::{children, descendants, is_running, kill_descendants};
 
 /// The variable by which a stray process is known to belong to a stage.
 pub const MARK: &str = "MPCC_ATTEMPT";
@@ -210,7 +210,7 @@ impl Warden {
             // Before it is reaped: until then its number is nobody else's. An empty group is what is wanted.
             let _ = kill_process_group(group, Signal::KILL);
         }
-        let (status, cpu_s, peak_rss_bytes) = reap_one(pid);
+        let (status, mut cpu_s, mut peak_rss_bytes) = reap_one(pid);
         let Some(id) = live.commands.remove(&pid) else { return };
         loop {
             let left = strays(&live, id);
@@ -219,7 +219,9 @@ impl Warden {
             }
             for stray in left {
                 let _ = kill_process(stray, Signal::KILL);
-                reap_one(stray.as_raw_nonzero().get());
+                let (_, cpu, peak) = reap_one(stray.as_raw_nonzero().get());
+                cpu_s += cpu;
+                peak_rss_bytes = peak_rss_bytes.max(peak);
             }
         }
         say(&Told::Ended { id, status, cpu_s, peak_rss_bytes });
@@ -238,7 +240,7 @@ fn spawn(start: &Start) -> io::Result<i32> {
 /// The warden's own children that are no commands but carry the mark of attempt `id`: they lost their parents.
 fn strays(live: &Live, id: u64) -> Vec<Pid> {
     let mark = format!("{MARK}={id}");
-    let orphans = children().into_iter().filter(|pid| !live.commands.contains_key(pid));
+    let orphans = children("self").into_iter().filter(|pid| !live.commands.contains_key(pid));
     orphans.filter(|pid| carries(*pid, mark.as_bytes())).filter_map(Pid::from_raw).collect()
 }
 
@@ -256,15 +258,6 @@ fn carries(pid: i32, mark: &[u8]) -> bool {
         std::thread::sleep(Duration::from_millis(1));
     }
     false
-}
-
-/// The direct children of this process, dead ones included.
-fn children() -> Vec<i32> {
-    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    lists
-        .flat_map(|list| list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
-        .collect()
 }
 
 /// Waits until any child is dead, and leaves it to be reaped.

@@ -255,12 +255,8 @@ impl Fingerprinter {
         Ok(Fed::Model { source: Box::new(source.clone()), weights, identity })
     }
 
-    /// What the stage will see: every artifact with a path. `slots` are the node's shares of its API models' limits.
-    pub fn bind(
-        &self,
-        resolved: &Resolved,
-        slots: &BTreeMap<String, u32>,
-    ) -> Result<BTreeMap<String, Vec<Bound>>, KeyError> {
+    /// What the stage will see: every artifact with a path.
+    pub fn bind(&self, resolved: &Resolved) -> Result<BTreeMap<String, Vec<Bound>>, KeyError> {
         let bind = |fed: &Fed| match fed {
             Fed::Artifact { node, matrix, artifact, external } => {
                 let path = self.locate(artifact, external.as_deref())?;
@@ -268,7 +264,7 @@ impl Fingerprinter {
             }
             Fed::Model { source, weights, identity } => {
                 let dir = weights.as_ref().map(|(weights, path)| self.locate(weights, path.as_deref())).transpose()?;
-                Ok(Bound::Model(model_input(source, dir, identity, slots)))
+                Ok(Bound::Model(model_input(source, dir, identity)))
             }
         };
         let bind_port = |(port, fed): &(String, Vec<Fed>)| {
@@ -378,22 +374,13 @@ impl Fed {
     }
 }
 
-fn model_input(
-    source: &ModelSource,
-    dir: Option<PathBuf>,
-    identity: &Value,
-    slots: &BTreeMap<String, u32>,
-) -> ModelInput {
-    let mut settings = source.settings.clone();
-    if let Some(&share) = slots.get(&source.name) {
-        settings.insert("max_concurrency".to_owned(), Value::from(share));
-    }
+fn model_input(source: &ModelSource, dir: Option<PathBuf>, identity: &Value) -> ModelInput {
     ModelInput {
         name: source.name.clone(),
         matrix: source.matrix.clone(),
         provider: source.provider,
         dir,
         identity: identity.clone(),
-        settings,
+        settings: source.settings.clone(),
     }
 }

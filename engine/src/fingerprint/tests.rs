@@ -167,13 +167,13 @@ fn a_models_identity_is_what_decides_its_answers() {
 }
 
 #[test]
-fn a_models_share_of_its_limit_reaches_the_stage_but_not_the_recipe() {
+fn a_models_limit_reaches_the_stage_but_not_the_recipe() {
     let lab = Lab::new();
     let fingerprinter = lab.fingerprinter(asking(model("m", json!({ "max_concurrency": 16 }))));
     let resolved = fingerprinter.resolve(NodeId(0), &Outputs::new()).unwrap();
-    let bound = fingerprinter.bind(&resolved, &[("m".to_owned(), 4)].into()).unwrap();
+    let bound = fingerprinter.bind(&resolved).unwrap();
     let Bound::Model(model) = &bound["x"][0] else { panic!("a model") };
-    assert_eq!(model.settings["max_concurrency"], 4);
+    assert_eq!(model.settings["max_concurrency"], 16);
     assert_eq!(model.identity, json!({ "provider": "openai" }));
 }
 

@@ -15,10 +15,12 @@ mod record;
 mod runs;
 #[cfg(test)]
 mod tests;
+mod totals;
 mod write;
 
 pub use record::{NodeRecord, RunRecord, Status};
-pub use runs::{durations, latest, list, read};
+pub use runs::{Measured, Past, durations, latest, list, past, read};
+pub use totals::Totals;
 pub use write::Journal;
 
 use std::path::{Path, PathBuf};

@@ -60,8 +60,10 @@ pub struct NodeRecord {
     pub wall_s: Option<f64>,
     /// CPU time in seconds.
     pub cpu_s: Option<f64>,
-    /// Largest resident set in bytes.
+    /// Most main memory held in bytes; of a cached node that of an earlier run, when one tells.
     pub peak_rss_bytes: Option<u64>,
+    /// Most memory held on one of its GPUs in bytes; of a cached node that of an earlier run, when one tells.
+    pub gpu_peak_bytes: Option<u64>,
     /// Requests answered from the memo and computed anew.
     pub memo: Option<MemoCount>,
     /// What its requests to served models came to, over all attempts of this run.
@@ -120,6 +122,7 @@ impl NodeRecord {
             wall_s: None,
             cpu_s: None,
             peak_rss_bytes: None,
+            gpu_peak_bytes: None,
             memo: None,
             spent: None,
             spent_before: None,
@@ -166,19 +169,21 @@ impl NodeRecord {
                 self.status = Status::Resting;
                 self.message = Some(message.clone());
             }
-            What::NodeCached { recipe, outputs, saved_s, .. } => {
+            What::NodeCached { recipe, outputs, saved_s, peak_rss_bytes, gpu_peak_bytes, .. } => {
                 self.end(Status::Cached, at_s);
                 self.recipe = Some(*recipe);
                 self.outputs = outputs.clone();
                 self.wall_s = *saved_s;
+                self.peak_rss_bytes = Some(*peak_rss_bytes).filter(|bytes| *bytes > 0);
+                self.gpu_peak_bytes = Some(*gpu_peak_bytes).filter(|bytes| *bytes > 0);
             }
             What::NodeFinished { .. } => self.finished(what, at_s),
-            What::NodeFailed { message, attempts, log, wall_s, spent, .. } => {
+            What::NodeFailed { message, attempts, log, spent, .. } => {
                 self.end(Status::Failed, at_s);
                 self.message = Some(message.clone());
                 self.attempts = *attempts;
                 self.log = log.clone();
-                self.wall_s = Some(*wall_s);
+                self.measured(what);
                 self.spent = spent.or(self.spent);
             }
             What::NodeSkipped { because, .. } => {
@@ -194,17 +199,26 @@ impl NodeRecord {
         }
     }
 
-    fn finished(&mut self, what: &What, at_s: f64) {
-        let What::NodeFinished { recipe, outputs, wall_s, cpu_s, peak_rss_bytes, memo, spent, .. } = what else {
+    /// What its last attempt used. What is not known stays out.
+    fn measured(&mut self, what: &What) {
+        let (What::NodeFinished { wall_s, cpu_s, peak_rss_bytes, gpu_peak_bytes, .. }
+        | What::NodeFailed { wall_s, cpu_s, peak_rss_bytes, gpu_peak_bytes, .. }) = what
+        else {
             return;
         };
+        self.wall_s = Some(*wall_s);
+        self.cpu_s = Some(*cpu_s).filter(|seconds| *seconds > 0.0);
+        self.peak_rss_bytes = Some(*peak_rss_bytes).filter(|bytes| *bytes > 0);
+        self.gpu_peak_bytes = Some(*gpu_peak_bytes).filter(|bytes| *bytes > 0);
+    }
+
+    fn finished(&mut self, what: &What, at_s: f64) {
+        let What::NodeFinished { recipe, outputs, memo, spent, .. } = what else { return };
         self.end(Status::Executed, at_s);
         self.message = None;
         self.recipe = Some(*recipe);
         self.outputs = outputs.clone();
-        self.wall_s = Some(*wall_s);
-        self.cpu_s = Some(*cpu_s);
-        self.peak_rss_bytes = Some(*peak_rss_bytes);
+        self.measured(what);
         self.memo = *memo;
         self.spent = *spent;
     }
@@ -265,6 +279,8 @@ impl RunRecord {
                 recipe: node.recipe,
                 outputs: std::mem::take(&mut node.outputs),
                 wall_s: node.wall_s,
+                peak_rss_bytes: node.peak_rss_bytes,
+                gpu_peak_bytes: node.gpu_peak_bytes,
                 ended_s: Some(self.elapsed_s),
                 ..NodeRecord::new(node.header.clone())
             };

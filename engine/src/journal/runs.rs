@@ -1,13 +1,14 @@
 //! Reading journals back.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::record::{RunRecord, Status};
+use super::record::{NodeRecord, RunRecord, Status};
 use super::{JournalError, events_file, runs_folder};
 use crate::event::{Event, VERSION, What};
 
@@ -95,22 +96,64 @@ fn replay(path: &Path) -> Result<RunRecord, JournalError> {
     Ok(record)
 }
 
-/// How long each node of the pipeline `file` took when it was last executed, in seconds, from the newest runs. Journals
-/// that cannot be read tell nothing.
+/// What a node was seen to use when it was last executed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Measured {
+    /// Wall time in seconds.
+    pub wall_s: f64,
+    /// Most main memory in bytes; 0 when it is not known.
+    pub peak_rss_bytes: u64,
+    /// Most memory on one GPU in bytes; 0 when it is not known.
+    pub gpu_peak_bytes: u64,
+}
+
+/// What the newest runs of a pipeline tell of its nodes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Past {
+    /// By node.
+    pub nodes: BTreeMap<String, Measured>,
+    /// The largest GPU peak of any node of a stage in bytes, by stage.
+    stages: BTreeMap<String, u64>,
+}
+
+impl Past {
+    /// What is known of a node, or, when it never ran, the GPU peak of its stage's other nodes.
+    pub fn of(&self, node: &str, stage: &str) -> Measured {
+        let unknown =
+            || Measured { gpu_peak_bytes: self.stages.get(stage).copied().unwrap_or(0), ..Measured::default() };
+        self.nodes.get(node).copied().unwrap_or_else(unknown)
+    }
+
+    fn learn(&mut self, node: &NodeRecord) {
+        let Some(wall_s) = node.wall_s else { return };
+        let (peak_rss_bytes, gpu_peak_bytes) = (node.peak_rss_bytes.unwrap_or(0), node.gpu_peak_bytes.unwrap_or(0));
+        let Entry::Vacant(place) = self.nodes.entry(node.header.node.clone()) else { return };
+        place.insert(Measured { wall_s, peak_rss_bytes, gpu_peak_bytes });
+        if gpu_peak_bytes > 0 {
+            let most = self.stages.entry(node.header.stage.clone()).or_default();
+            *most = gpu_peak_bytes.max(*most);
+        }
+    }
+}
+
+/// How long each node of the pipeline `file` took when it was last executed, in seconds; see [`past`].
 pub fn durations(store: &Path, file: &Path) -> BTreeMap<String, f64> {
-    let mut known = BTreeMap::new();
+    past(store, file).nodes.into_iter().map(|(node, measured)| (node, measured.wall_s)).collect()
+}
+
+/// What each node of the pipeline `file` used when it was last executed, from the newest runs. Journals that cannot be read tell
+/// nothing.
+pub fn past(store: &Path, file: &Path) -> Past {
+    let mut past = Past::default();
     let ids = list(store).unwrap_or_default();
     let records = ids.iter().take(RUNS_FOR_DURATIONS).filter_map(|id| read(store, id).ok());
     for record in records.filter(|record| record.file == file) {
-        for node in record.nodes.iter().filter(|node| matches!(node.status, Status::Executed | Status::Cached)) {
-            if let Some(wall_s) = node.wall_s {
-                known.entry(node.header.node.clone()).or_insert(wall_s);
-            }
-        }
-        // A run that came to its end carries the durations of its cached nodes along.
+        let done = |node: &&NodeRecord| matches!(node.status, Status::Executed | Status::Cached);
+        record.nodes.iter().filter(done).for_each(|node| past.learn(node));
+        // A run that came to its end carries what is known of its cached nodes along.
         if record.summary.is_some_and(|summary| summary.executed + summary.cached == record.nodes.len()) {
             break;
         }
     }
-    known
+    past
 }

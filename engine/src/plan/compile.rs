@@ -17,12 +17,11 @@ use super::expand::{Draft, drafts};
 use mpcc_cache::Watch;
 
 use super::external::Outside;
-use super::models::{resolve_models, slots};
+use super::models::resolve_models;
 use super::pick::Directory;
 use super::sources::{Lookup, coordinates};
 use super::{
-    Action, LOCAL, Missing, ModelSource, Node, NodeId, Plan, PlannedInput, PlannedOutput, Source, commands, order,
-    params, selector,
+    Action, LOCAL, Missing, Node, NodeId, Plan, PlannedInput, PlannedOutput, Source, commands, order, params, selector,
 };
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
 use crate::interpolate::{Scope, resolve_params};
@@ -369,10 +368,6 @@ fn assemble(file: &Path, pipeline: &Pipeline, mut drafts: BTreeMap<usize, Node>,
         let sources = node.inputs.iter_mut().flat_map(|input: &mut PlannedInput| &mut input.sources);
         sources.for_each(|source| renumber(source, &ids));
     }
-    let mut api_models = BTreeMap::new();
-    for model in nodes.iter().flat_map(|node| &node.inputs).flat_map(|input| &input.sources).filter_map(as_model) {
-        api_models.extend(slots(model).map(|slots| (model.name.clone(), slots)));
-    }
     let mut seen = BTreeSet::new();
     let missing = missing.into_iter().filter(|m| seen.insert((m.needed_by.clone(), m.message.clone()))).collect();
     Plan {
@@ -380,16 +375,8 @@ fn assemble(file: &Path, pipeline: &Pipeline, mut drafts: BTreeMap<usize, Node>,
         file: file.to_owned(),
         profile: pipeline.profile.clone(),
         nodes,
-        api_models,
         missing,
         warnings: Vec::new(),
-    }
-}
-
-fn as_model(source: &Source) -> Option<&ModelSource> {
-    match source {
-        Source::Model(model) => Some(model),
-        _ => None,
     }
 }
 

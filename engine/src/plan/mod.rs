@@ -47,8 +47,6 @@ pub struct Plan {
     pub profile: Option<String>,
     /// Nodes in a topological order that follows declaration order where it can.
     pub nodes: Vec<Node>,
-    /// API models that limit who may run at once: name -> slots (`max_concurrency`).
-    pub api_models: BTreeMap<String, u32>,
     /// Data, keys and devices that are not there. `plan` lists them, `run` refuses to start.
     pub missing: Vec<Missing>,
     /// What is allowed but probably not meant; shown once when the pipeline is planned.

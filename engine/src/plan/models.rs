@@ -23,15 +23,6 @@ const LOCAL: [&str; 2] = ["from", "dtype"];
 const OPENAI: [&str; 10] =
     ["model", "base_url", "api_key_env", "max_concurrency", "rpm", "tpm", "budget", "price", "timeout", "request"];
 const REPLAY: [&str; 2] = ["from", "model"];
-/// Requests at once to a served model that states no `max_concurrency`.
-const DEFAULT_SLOTS: u32 = 4;
-
-/// How many requests at once a served model takes.
-pub(super) fn slots(model: &ModelSource) -> Option<u32> {
-    let stated = model.settings.get("max_concurrency").and_then(serde_json::Value::as_u64);
-    (model.provider == Provider::Openai).then(|| stated.map_or(DEFAULT_SLOTS, |slots| slots as u32))
-}
-
 /// Resolves every model of the pipeline into `lookup.models`.
 pub(super) fn resolve_models(lookup: &mut Lookup<'_>, options: &CompileOptions, problems: &mut Problems<'_>) {
     for spec in &lookup.pipeline.models {

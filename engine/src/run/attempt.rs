@@ -1,6 +1,5 @@
 //! Attempts: from a grant to outputs in the store, or to a failure.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use mpcc_cache::Lease;
@@ -14,6 +13,7 @@ use crate::executor::{Control, Order};
 use crate::fingerprint::KeyError;
 use crate::job::{AttemptId, Job, Outcome, Usage};
 use crate::plan::NodeId;
+use crate::resources::{Memory, format_size};
 use crate::scheduler::{Command, End, Input};
 use crate::stage::{Note, Spent};
 
@@ -41,21 +41,25 @@ impl Live {
     }
 }
 
+/// The end of an attempt that another one would not make better.
+const LOST: End = End::Failed { again: false };
+
 /// A failure as the journal tells it.
 struct Failure {
     message: String,
     machine: bool,
-    again: bool,
-    wall_s: f64,
+    end: End,
+    usage: Usage,
 }
 
 impl Run<'_> {
     /// Takes the lease and makes the job.
-    pub(super) fn prepare(&mut self, id: NodeId, attempt: u32, grant: Grant, slots: BTreeMap<String, u32>) {
+    pub(super) fn prepare(&mut self, id: NodeId, attempt: u32, grant: Grant) {
         let number = AttemptId(self.attempts.len() as u64);
         self.attempts.insert(number, id);
         let held = (grant.cpus, grant.devices.iter().map(|device| device.ordinal).collect());
         let key = self.keys[&id].clone();
+        let request = self.scheduler.request(id).expect("it is scheduled").clone();
         let live = Live {
             attempt,
             grant: Some(grant),
@@ -67,7 +71,7 @@ impl Run<'_> {
             spent: None,
         };
         self.live.insert(id, live);
-        self.blocking(move |shared| Message::Prepared(id, shared.prepare(id, &key, number, held, &slots)));
+        self.blocking(move |shared| Message::Prepared(id, shared.prepare(id, &key, number, (held, request))));
     }
 
     pub(super) fn prepared(&mut self, id: NodeId, result: Result<Prepared, KeyError>) -> Result<(), RunError> {
@@ -90,7 +94,7 @@ impl Run<'_> {
             }
             Err(error) => self.failed(
                 id,
-                Failure { message: error.to_string(), machine: error.is_machine(), again: false, wall_s: 0.0 },
+                Failure { message: error.to_string(), machine: error.is_machine(), end: LOST, usage: Usage::default() },
             ),
         }
     }
@@ -102,6 +106,8 @@ impl Run<'_> {
             attempt: live.attempt,
             cpus: u32::try_from(job.threads).unwrap_or(u32::MAX),
             devices: job.devices.clone(),
+            memory: live.grant.as_ref().map_or(0, |grant| grant.memory),
+            gpu_memory: live.grant.as_ref().and_then(|grant| grant.devices.first()).map_or(0, |device| device.memory),
             log: job.log.clone(),
         };
         let attempt = self.executor.start(job, self.notes.clone());
@@ -130,7 +136,12 @@ impl Run<'_> {
         let live = self.live.get_mut(&id).expect("it ran");
         live.control = None;
         let message = outcome.describe();
-        let (again, machine) = (outcome.may_pass_again(), outcome.is_machine());
+        let machine = outcome.is_machine();
+        let end = match outcome.out_of_memory() {
+            Some(memory @ Memory::Main) => End::OutOfMemory { memory, used: usage.peak_rss_bytes },
+            Some(memory @ Memory::Gpu) => End::OutOfMemory { memory, used: usage.gpu_peak_bytes },
+            None => End::Failed { again: outcome.may_pass_again() },
+        };
         match outcome {
             Outcome::Done => {
                 let (key, folder) = (self.keys[&id].clone(), live.folder.clone().expect("a started job has a folder"));
@@ -148,9 +159,9 @@ impl Run<'_> {
             _ if live.order > Order::Run => self.cancelled(id),
             Outcome::Cancelled => {
                 let message = "it stopped as if it had been cancelled".to_owned();
-                self.failed(id, Failure { message, machine: false, again, wall_s: usage.wall_s })
+                self.failed(id, Failure { message, machine: false, end, usage })
             }
-            _ => self.failed(id, Failure { message, machine, again, wall_s: usage.wall_s }),
+            _ => self.failed(id, Failure { message, machine, end, usage }),
         }
     }
 
@@ -164,13 +175,15 @@ impl Run<'_> {
             Ok(found) => found,
             Err(error) => {
                 let (message, machine) = (error.to_string(), error.is_machine());
-                return self.failed(id, Failure { message, machine, again: false, wall_s: usage.wall_s });
+                return self.failed(id, Failure { message, machine, end: LOST, usage });
             }
         };
-        let Usage { wall_s, cpu_s, peak_rss_bytes } = usage;
+        let Usage { wall_s, cpu_s, peak_rss_bytes, gpu_peak_bytes } = usage;
         let (node, recipe, memo) = (self.name(id), self.keys[&id].recipe, self.live[&id].memo);
         let spent = self.spent(id);
-        self.say(What::NodeFinished { node, recipe, outputs, wall_s, cpu_s, peak_rss_bytes, memo, spent })?;
+        let finished =
+            What::NodeFinished { node, recipe, outputs, wall_s, cpu_s, peak_rss_bytes, gpu_peak_bytes, memo, spent };
+        self.say(finished)?;
         self.say_published(id, published)?;
         self.end(id, End::Done)
     }
@@ -185,20 +198,55 @@ impl Run<'_> {
     fn failed(&mut self, id: NodeId, failure: Failure) -> Result<(), RunError> {
         let attempts = self.live[&id].attempt;
         let grant = self.retire(id);
-        let commands = self.scheduler.step(Input::Ended(id, grant, End::Failed { again: failure.again }));
-        let Failure { message, machine, wall_s, .. } = failure;
+        let Failure { mut message, machine, usage, end } = failure;
+        let commands = self.scheduler.step(Input::Ended(id, grant, end));
         let retry = commands.iter().find_map(|command| match command {
-            Command::Rest { node, attempt, delay } if *node == id => Some((*attempt, delay.as_secs_f64())),
+            Command::Rest { node, attempt, delay, growth } if *node == id => {
+                Some((*attempt, delay.as_secs_f64(), *growth))
+            }
             _ => None,
         });
         match retry {
-            Some((attempt, delay_s)) => {
+            Some((attempt, delay_s, growth)) => {
                 let node = self.name(id);
-                self.say(What::NodeRetrying { node, attempt, delay_s, message })?;
+                self.say(What::NodeRetrying { node, attempt, delay_s, message, growth })?;
             }
-            None => self.say_failed(id, message, machine, attempts, wall_s)?,
+            None => {
+                if let End::OutOfMemory { memory, .. } = end {
+                    message += &format!(": {}", self.had(id, memory));
+                }
+                self.say_failed(id, message, machine, attempts, usage)?;
+            }
         }
         commands.into_iter().try_for_each(|command| self.obey(command))
+    }
+
+    /// What a node had of the memory that it ran out of, for people. It gets no more.
+    fn had(&self, id: NodeId, memory: Memory) -> String {
+        let node = self.shared.node(id);
+        let request = self.scheduler.request(id).unwrap_or(&node.resources);
+        match (memory, node.is_local()) {
+            (Memory::Gpu, _) if request.gpus == 0 => "it asks for no GPU; state `gpus`".to_owned(),
+            (Memory::Gpu, true) => {
+                let all = self.inventory.most_gpu_memory(request.gpus).unwrap_or(0);
+                let held = if request.gpu_memory == 0 { all } else { request.gpu_memory };
+                format!(
+                    "it had {} of {} on each of its {} device(s)",
+                    format_size(held),
+                    format_size(all),
+                    request.gpus
+                )
+            }
+            (Memory::Gpu, false) => format!("it had {} whole device(s) of the cluster", request.gpus),
+            (Memory::Main, true) => match request.memory {
+                0 => format!("none was reserved for it of {}", format_size(self.inventory.memory)),
+                held => format!("it had {} of {}", format_size(held), format_size(self.inventory.memory)),
+            },
+            (Memory::Main, false) => match request.memory {
+                0 => "it had what the cluster gives by default; state `memory`".to_owned(),
+                held => format!("it had {}", format_size(held)),
+            },
+        }
     }
 
     fn end(&mut self, id: NodeId, end: End) -> Result<(), RunError> {

@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::attempt::Live;
-use super::needs::{models, names_of, with_above};
+use super::needs::{names_of, with_above};
+use super::reserve::reserve;
 use super::seal::{Sealing, withdraw};
 use super::step::{CommitError, Found, Key, Prepared, Shared};
 use super::{Control, RunError, RunOptions};
@@ -19,7 +20,7 @@ use crate::event::{Event, Summary, What};
 use crate::executor::{Executor, Notes};
 use crate::fingerprint::{Fingerprinter, KeyError, Numerics};
 use crate::job::{AttemptId, Outcome, Usage};
-use crate::journal::{Journal, durations};
+use crate::journal::{Journal, Past, past};
 use crate::plan::kept::PlanId;
 use crate::plan::{Action, Node, NodeId, Plan};
 use crate::resources::{Inventory, Unfit};
@@ -78,7 +79,7 @@ pub(super) struct Run<'a> {
     pub(super) journal: Journal,
     pub(super) events: UnboundedSender<Event>,
     pub(super) began: Instant,
-    pub(super) durations: BTreeMap<String, f64>,
+    pub(super) past: Past,
     /// What the attempts that are over have spent.
     pub(super) spent: BTreeMap<NodeId, Spent>,
     pub(super) stopped: bool,
@@ -162,16 +163,25 @@ fn key_from(lanes: &Mutex<Lanes>, shared: &Shared, inbox: &UnboundedSender<Messa
 }
 
 /// What the scheduler must know of a node.
-pub fn task(plan: &Plan, node: &Node, durations: &BTreeMap<String, f64>) -> Task {
+pub fn task(node: &Node, durations: &BTreeMap<String, f64>) -> Task {
     let known = durations.get(&node.name).and_then(|seconds| Duration::try_from_secs_f64(*seconds).ok());
     Task {
         parents: node.parents().into_iter().collect(),
         request: node.resources.clone(),
         remote: !node.is_local(),
-        apis: models(node).map(|model| model.name.clone()).filter(|name| plan.api_models.contains_key(name)).collect(),
         retries: node.retries,
         duration: known.unwrap_or_else(|| guess(node)),
     }
+}
+
+/// The same with what earlier runs have seen it hold.
+fn reserved(node: &Node, durations: &BTreeMap<String, f64>, past: &Past, host: &Inventory) -> Task {
+    let mut task = task(node, durations);
+    // What a cluster is asked for is what the pipeline states.
+    if !task.remote {
+        task.request = reserve(&node.resources, &past.of(&node.name, &node.stage), host);
+    }
+    task
 }
 
 impl<'a> Run<'a> {
@@ -183,15 +193,17 @@ impl<'a> Run<'a> {
         (executor, notes): (&'a dyn Executor, Notes),
         (inbox, events): (UnboundedSender<Message>, UnboundedSender<Event>),
     ) -> Result<Self, RunError> {
-        let durations = durations(store.root(), &plan.file);
+        let past = past(store.root(), &plan.file);
+        let durations = past.nodes.iter().map(|(node, seen)| (node.clone(), seen.wall_s)).collect();
         let stand = options.seal.take().map(|seal| seal.standing(plan, &options.forced)).unwrap_or_default();
         if options.id.is_some() && nodes.iter().any(|id| stand.get(*id).is_none()) {
             withdraw(store, &plan.file)?;
         }
         let journal = Journal::create(store.root(), options.started)?;
-        let tasks = nodes.iter().map(|id| (*id, task(plan, &plan.nodes[id.0], &durations))).collect();
+        let tasks = nodes.iter().map(|id| (*id, reserved(&plan.nodes[id.0], &durations, &past, &options.inventory)));
+        let tasks = tasks.collect();
         let RunOptions { inventory, jobs, keep_going, .. } = &options;
-        let scheduler = Scheduler::new(tasks, vec![inventory.clone()], *jobs, plan.api_models.clone(), *keep_going);
+        let scheduler = Scheduler::new(tasks, vec![inventory.clone()], *jobs, *keep_going);
         let plan = Arc::new(plan.clone());
         let shared = Shared {
             fingerprinter: Fingerprinter::new(plan.clone(), store.clone(), options.numerics.clone()),
@@ -222,7 +234,7 @@ impl<'a> Run<'a> {
             journal,
             events,
             began: Instant::now(),
-            durations,
+            past,
             spent: BTreeMap::new(),
             stopped: false,
             finished: None,
@@ -296,7 +308,7 @@ impl<'a> Run<'a> {
                 }
             }
             Err(error) => {
-                self.say_failed(id, error.to_string(), error.is_machine(), 0, 0.0)?;
+                self.say_failed(id, error.to_string(), error.is_machine(), 0, Usage::default())?;
                 Keyed::Broken
             }
         };
@@ -314,9 +326,9 @@ impl<'a> Run<'a> {
         match command {
             // `step` has taken care of them, all at once.
             Command::Key(_) => {}
-            Command::Start { node, attempt, grant, slots } => self.prepare(node, attempt, grant, slots),
+            Command::Start { node, attempt, grant } => self.prepare(node, attempt, grant),
             Command::Follow(id) => return self.follow(id),
-            Command::Rest { node, attempt, delay } => self.rest(node, attempt, delay),
+            Command::Rest { node, delay, .. } => self.later(delay, Message::Rested(node)),
             Command::Drain(id) => self.order(id, crate::executor::Order::Drain),
             Command::Kill(id) => self.order(id, crate::executor::Order::Kill),
             Command::Settled { node, verdict, cause } => return self.settled(node, verdict, cause),
@@ -417,9 +429,5 @@ impl<'a> Run<'a> {
         });
         let node = self.name(id);
         self.say(What::NodeElsewhere { node })
-    }
-
-    fn rest(&mut self, id: NodeId, _attempt: u32, delay: Duration) {
-        self.later(delay, Message::Rested(id));
     }
 }

@@ -22,7 +22,7 @@ pub(crate) fn names_of(node: &Node) -> Vec<&str> {
 }
 
 /// The models that feed a node.
-pub(super) fn models(node: &Node) -> impl Iterator<Item = &ModelSource> {
+fn models(node: &Node) -> impl Iterator<Item = &ModelSource> {
     node.inputs.iter().flat_map(|input| &input.sources).filter_map(|source| match source {
         Source::Model(model) => Some(model.as_ref()),
         _ => None,

@@ -10,6 +10,8 @@ use super::RunError;
 use super::core::Run;
 use super::step::Found;
 use crate::event::{Event, Header, Summary, VERSION, What};
+use crate::job::Usage;
+use crate::journal::Measured;
 use crate::plan::{Action, Node, NodeId};
 use crate::scheduler::Verdict;
 use crate::stage::{Note, Spent};
@@ -26,7 +28,7 @@ impl Run<'_> {
                 kind: kind(node).to_owned(),
                 ports: node.outputs.iter().map(|output| output.port.name.clone()).collect(),
                 parents: node.parents().iter().map(|parent| plan.nodes[parent.0].name.clone()).collect(),
-                expected_s: self.durations.get(&node.name).copied(),
+                expected_s: self.past.nodes.get(&node.name).map(|seen| seen.wall_s),
             }
         };
         let nodes = nodes.iter().map(header).collect();
@@ -53,8 +55,11 @@ impl Run<'_> {
 
     pub(super) fn say_cached(&mut self, id: NodeId, recipe: Digest, found: Found) -> Result<(), RunError> {
         let node = self.name(id);
-        let saved_s = self.durations.get(&node).copied();
-        self.say(What::NodeCached { node, recipe, outputs: found.outputs, saved_s })?;
+        let seen = self.past.nodes.get(&node).copied();
+        let (saved_s, Measured { peak_rss_bytes, gpu_peak_bytes, .. }) =
+            (seen.map(|seen| seen.wall_s), seen.unwrap_or_default());
+        let outputs = found.outputs;
+        self.say(What::NodeCached { node, recipe, outputs, saved_s, peak_rss_bytes, gpu_peak_bytes })?;
         self.say_published(id, found.published)
     }
 
@@ -90,13 +95,25 @@ impl Run<'_> {
         message: String,
         machine: bool,
         attempts: u32,
-        wall_s: f64,
+        usage: Usage,
     ) -> Result<(), RunError> {
         self.machine |= machine;
         let node = self.name(id);
         let log = (attempts > 0).then(|| self.journal.log(&node));
         let spent = self.spent(id);
-        self.say(What::NodeFailed { node, message, attempts, log, wall_s, machine, spent })
+        let Usage { wall_s, cpu_s, peak_rss_bytes, gpu_peak_bytes } = usage;
+        self.say(What::NodeFailed {
+            node,
+            message,
+            attempts,
+            log,
+            wall_s,
+            cpu_s,
+            peak_rss_bytes,
+            gpu_peak_bytes,
+            machine,
+            spent,
+        })
     }
 
     /// Says how a node ended that did not run to its end.
@@ -109,7 +126,7 @@ impl Run<'_> {
             Verdict::Failed => {
                 let unfit = self.inventory.fits(&self.shared.node(id).resources).err();
                 let message = unfit.map_or_else(|| "it cannot run here".to_owned(), |unfit| unfit.to_string());
-                self.say_failed(id, message, true, 0, 0.0)
+                self.say_failed(id, message, true, 0, Usage::default())
             }
             Verdict::Cancelled | Verdict::Executed | Verdict::Cached => self.say(What::NodeCancelled { node }),
         }

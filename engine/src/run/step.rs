@@ -13,6 +13,7 @@ use crate::fingerprint::{Fingerprinter, KeyError, Outputs, Resolved};
 use crate::job::{AttemptId, Job, JobOutput};
 use crate::journal::log_file;
 use crate::plan::{Node, NodeId, Plan};
+use crate::resources::Resources;
 
 /// The key under which a node's latest recipe is kept: pipeline file and node name.
 pub(crate) fn node_key(plan: &Plan, node: &Node) -> String {
@@ -192,14 +193,13 @@ impl Shared {
         node.cache.then_some((outputs, watches))
     }
 
-    /// Takes the lease and makes the job of an attempt that holds `cpus`, `devices` and `slots`.
+    /// Takes the lease and makes the job of an attempt that holds `cpus` and `devices`, for which `request` is reserved.
     pub(super) fn prepare(
         &self,
         id: NodeId,
         key: &Key,
         attempt: AttemptId,
-        (cpus, devices): (u32, Vec<usize>),
-        slots: &BTreeMap<String, u32>,
+        ((cpus, devices), request): ((u32, Vec<usize>), Resources),
     ) -> Result<Prepared, KeyError> {
         let Some(lease) = self.store.lease(&key.recipe)? else { return Ok(Prepared::Busy) };
         if self.may_reuse(id)
@@ -227,7 +227,7 @@ impl Shared {
             seed: node.seed,
             threads: cpus as usize,
             devices,
-            inputs: self.fingerprinter.bind(key.resolved(), slots)?,
+            inputs: self.fingerprinter.bind(key.resolved())?,
             outputs: job_outputs(node, &folder),
             partial: self.store.partial_path(&key.recipe),
             store: self.store.root().to_owned(),
@@ -235,8 +235,9 @@ impl Shared {
             timeout_s: node.timeout_s,
             secrets: node.secrets.clone(),
             executor: node.executor.clone(),
-            resources: node.resources.clone(),
+            resources: request,
             numerics: numerics.map(str::to_owned),
+            fresh: false,
             folder,
         };
         Ok(Prepared::Ready { job: Box::new(job), lease })

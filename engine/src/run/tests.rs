@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,11 +10,11 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::event::{Event, What};
 use crate::executor::scripted::{Script, ScriptedExecutor};
-use crate::job::{Job, Outcome};
+use crate::job::{Job, Outcome, Usage};
 use crate::journal::{self, Status};
 use crate::plan::{Action, Missing, MissingKind, Node, NodeId, Plan, PlannedInput, PlannedOutput, Source};
 use crate::port::{OutputPort, PortType};
-use crate::resources::{CpuLevel, Inventory, Resources};
+use crate::resources::{CpuLevel, Gpu, Inventory, Memory, Resources};
 use crate::stage::{Bound, Note, Spent};
 
 /// A node that makes `y`, a file, from the files of `above`.
@@ -58,7 +57,6 @@ pub(crate) fn plan(nodes: Vec<Node>) -> Plan {
         file: "/nowhere/demo.yaml".into(),
         profile: None,
         nodes,
-        api_models: BTreeMap::new(),
         missing: Vec::new(),
         warnings: Vec::new(),
     }
@@ -486,6 +484,86 @@ async fn the_journal_tells_what_the_events_told() {
     assert_eq!(bench.latest().node("b").unwrap().wall_s, Some(1.0), "a cached node carries its duration along");
     assert_eq!(journal::read(bench.store.root(), "20231114-221320-000").unwrap().id, "20231114-221320-000");
     assert_eq!(bench.latest().id, "20231114-221320-000-2");
+}
+
+/// A stage that needs `need` bytes of GPU memory, as a script that knows what is reserved for it.
+fn hungry(need: u64) -> ScriptedExecutor {
+    ScriptedExecutor::new(move |job| {
+        write_job(job);
+        let held = job.resources.gpu_memory;
+        let short = held > 0 && held < need;
+        let full = Outcome::OutOfMemory { memory: Memory::Gpu, message: "the GPU is full".to_owned() };
+        let usage = Usage { gpu_peak_bytes: need.min(held), peak_rss_bytes: 3 << 20, ..Usage::default() };
+        Script { usage, outcome: if short { full } else { Outcome::Done }, ..second() }
+    })
+}
+
+fn two_gpus(bench: &Bench, plan: &Plan) -> RunOptions {
+    let gpu = |ordinal| Gpu { ordinal, name: "g".into(), memory: 80 << 30, capability: (9, 0) };
+    let options = bench.options(plan);
+    RunOptions { inventory: Inventory { gpus: (0..2).map(gpu).collect(), ..options.inventory.clone() }, ..options }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_gpu_means_a_larger_reservation_now_and_the_measured_one_later() {
+    let (bench, mut plan) = (Bench::new(), plan(vec![node("a[x=1]", &[]), node("a[x=2]", &[])]));
+    for node in &mut plan.nodes {
+        node.resources = Resources { gpus: 1, gpu_memory: 10 << 30, ..node.resources.clone() };
+    }
+    let options = RunOptions { nodes: plan.select(&["a[x=1]".to_owned()]).unwrap(), ..two_gpus(&bench, &plan) };
+    let executor = hungry(30 << 30);
+    let ran = bench.run_with(&plan, &executor, options).await;
+    assert_eq!((counts(&ran.summary), executor.started().len()), ([1, 0, 0, 0, 0, 0], 3), "10, 20, 40 GiB");
+    assert!(ran.summary.wall_s < 3.5, "nobody rests: {:?}", ran.summary);
+    let grown: Vec<_> = ran
+        .events
+        .iter()
+        .filter_map(|event| match &event.what {
+            What::NodeRetrying { growth: Some(growth), .. } => {
+                Some((growth.memory, growth.from >> 30, growth.to >> 30))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(grown, [(Memory::Gpu, 10, 20), (Memory::Gpu, 20, 40)]);
+    // Its sister has never run: what was measured of the stage counts, and the cached one carries its own along.
+    set_word(&mut plan.nodes[1], "other");
+    let executor = hungry(30 << 30);
+    let ran = bench.run_with(&plan, &executor, two_gpus(&bench, &plan)).await;
+    assert_eq!((counts(&ran.summary), executor.started()[0].resources.gpu_memory >> 30), ([1, 1, 0, 0, 0, 0], 33));
+    assert_eq!(executor.started().len(), 1);
+    set_word(&mut plan.nodes[0], "new");
+    let executor = hungry(30 << 30);
+    bench.run_with(&plan, &executor, two_gpus(&bench, &plan)).await;
+    assert_eq!(executor.started()[0].resources.gpu_memory >> 30, 33, "known from the run before the last one");
+    assert_eq!(executor.started()[0].resources.memory, 16 << 20);
+    assert_eq!(plan.nodes[0].resources.gpu_memory, 10 << 30, "what is stated stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_had_all_memory_fails_and_says_how_much_that_was() {
+    let (bench, mut plan) = (Bench::new(), plan(vec![node("a", &[]), node("b", &[]), node("c", &[])]));
+    plan.nodes[0].resources = Resources { gpus: 2, gpu_memory: 50 << 30, ..Resources::default() };
+    plan.nodes[1].resources.memory = 1 << 29;
+    plan.nodes[2].retries = 3;
+    let executor = ScriptedExecutor::new(|job| {
+        let full = Outcome::OutOfMemory { memory: Memory::Gpu, message: "the GPU is full".to_owned() };
+        let killed = Outcome::Killed { signal: 9, out_of_memory: true };
+        Script::ends(Duration::from_secs(1), if job.node == "b" { killed } else { full })
+    });
+    let options = RunOptions { keep_going: true, ..two_gpus(&bench, &plan) };
+    let ran = bench.run_with(&plan, &executor, options).await;
+    assert_eq!(counts(&ran.summary), [0, 0, 3, 0, 0, 0]);
+    let message = |node: &str| bench.latest().node(node).unwrap().message.clone().unwrap();
+    assert_eq!(message("a"), "the GPU is full: it had 80.0 GiB of 80.0 GiB on each of its 2 device(s)");
+    assert_eq!(message("b"), "ran out of memory: it had 1.0 GiB of 1.0 GiB");
+    assert_eq!(message("c"), "the GPU is full: it asks for no GPU; state `gpus`");
+    let tries = |node: &str| executor.started().iter().filter(|job| job.node == node).count();
+    assert_eq!(
+        ["a", "b", "c"].map(tries),
+        [2, 2, 1],
+        "50 and 80 GiB; half a GiB and all of it; there is no more for c"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::growth::Growth;
 use super::message::{Command, End, Input, Keyed};
 use super::queue::{Queue, Soon, Start, Task, priorities};
 use super::state::{Change, State, Verdict};
 use crate::allocator::{Allocator, Grant};
 use crate::plan::NodeId;
-use crate::resources::Inventory;
+use crate::resources::{Inventory, Memory, Resources};
 
 /// How much of the run is being stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +27,8 @@ pub struct Scheduler {
     children: BTreeMap<NodeId, Vec<NodeId>>,
     priorities: BTreeMap<NodeId, Duration>,
     attempts: BTreeMap<NodeId, u32>,
+    /// Attempts that ran out of memory and are repeated with more.
+    grown: BTreeMap<NodeId, u32>,
     /// Nodes that are being keyed, or whose outputs are being taken, and have not been for long; with the priority of what
     /// may start then.
     soon: BTreeSet<(Duration, NodeId)>,
@@ -40,15 +43,8 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A scheduler of `tasks` (in topological order by id) on hosts of each of which it uses at most `cpus` cores. `slots` limits
-    /// the API models.
-    pub fn new(
-        tasks: BTreeMap<NodeId, Task>,
-        hosts: Vec<Inventory>,
-        cpus: Option<u32>,
-        slots: BTreeMap<String, u32>,
-        keep_going: bool,
-    ) -> Self {
+    /// A scheduler of `tasks` (in topological order by id) on hosts of each of which it uses at most `cpus` cores.
+    pub fn new(tasks: BTreeMap<NodeId, Task>, hosts: Vec<Inventory>, cpus: Option<u32>, keep_going: bool) -> Self {
         let mut children: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
         for (&node, task) in &tasks {
             for &parent in &task.parents {
@@ -60,9 +56,10 @@ impl Scheduler {
             priorities: priorities(&tasks),
             children,
             attempts: BTreeMap::new(),
+            grown: BTreeMap::new(),
             soon: BTreeSet::new(),
             open: tasks.len(),
-            queue: Queue::new(slots),
+            queue: Queue::default(),
             allocator: Allocator::new(&hosts, cpus),
             hosts,
             keep_going,
@@ -75,6 +72,11 @@ impl Scheduler {
     /// Where `node` is; `None` for a node that is not scheduled.
     pub fn state(&self, node: NodeId) -> Option<State> {
         self.states.get(&node).copied()
+    }
+
+    /// What is reserved for `node` while it runs.
+    pub fn request(&self, node: NodeId) -> Option<&Resources> {
+        self.tasks.get(&node).map(|task| &task.request)
     }
 
     /// How every node that is over has ended.
@@ -93,7 +95,7 @@ impl Scheduler {
                 self.forget_heir(node);
             }
             Input::Exited(node, grant) => {
-                self.give_back(node, grant);
+                self.allocator.release(grant);
                 self.soon.extend(self.heir(node));
             }
             Input::Ended(node, grant, end) => self.ended(node, grant, end, &mut out),
@@ -162,11 +164,6 @@ impl Scheduler {
         }
     }
 
-    fn give_back(&mut self, node: NodeId, grant: Grant) {
-        self.allocator.release(grant);
-        self.queue.release_slots(node);
-    }
-
     /// What a node whose outputs are being taken stands for in `soon`: the most urgent node below it, which may want in a
     /// moment what was given back.
     fn heir(&self, node: NodeId) -> Option<(Duration, NodeId)> {
@@ -182,7 +179,7 @@ impl Scheduler {
 
     fn ended(&mut self, node: NodeId, grant: Option<Grant>, end: End, out: &mut Vec<Command>) {
         if let Some(grant) = grant {
-            self.give_back(node, grant);
+            self.allocator.release(grant);
         }
         self.forget_heir(node);
         match end {
@@ -191,6 +188,7 @@ impl Scheduler {
             End::Waiting => self.change(node, Change::Wait),
             End::Busy => return self.busy(node, out),
             End::Failed { again } => return self.failed(node, again, out),
+            End::OutOfMemory { memory, used } => return self.out_of_memory(node, memory, used, out),
             End::Cancelled => self.change(node, Change::Cancel),
         }
         self.unblock(node, out);
@@ -209,12 +207,24 @@ impl Scheduler {
 
     fn failed(&mut self, node: NodeId, again: bool, out: &mut Vec<Command>) {
         let attempts = self.attempts[&node];
-        if again && self.stop == Stop::No && attempts <= self.tasks[&node].retries {
+        let counted = attempts - self.grown.get(&node).copied().unwrap_or(0);
+        if again && self.stop == Stop::No && counted <= self.tasks[&node].retries {
             self.change(node, Change::Retry);
-            out.push(Command::Rest { node, attempt: attempts + 1, delay: back_off(attempts) });
+            out.push(Command::Rest { node, attempt: attempts + 1, delay: back_off(counted), growth: None });
         } else {
             self.fail(node, out);
         }
+    }
+
+    /// The node is repeated with a larger reservation, or fails when it had all there is.
+    fn out_of_memory(&mut self, node: NodeId, memory: Memory, used: u64, out: &mut Vec<Command>) {
+        let growth = Growth::of(&self.tasks[&node], memory, used, &self.hosts).filter(|_| self.stop == Stop::No);
+        let Some(growth) = growth else { return self.fail(node, out) };
+        growth.apply(&mut self.tasks.get_mut(&node).expect("scheduled").request);
+        *self.grown.entry(node).or_default() += 1;
+        self.change(node, Change::Retry);
+        let attempt = self.attempts[&node] + 1;
+        out.push(Command::Rest { node, attempt, delay: Duration::ZERO, growth: Some(growth) });
     }
 
     /// The node failed for good: all below it is skipped, and without `keep_going` nothing new starts.
@@ -316,13 +326,13 @@ impl Scheduler {
     fn dispatch(&mut self, out: &mut Vec<Command>) {
         while self.stop == Stop::No {
             let soon = Soon { nodes: &self.soon };
-            let Some(Start { node, grant, slots }) = self.queue.next(&soon, &self.tasks, &mut self.allocator) else {
+            let Some(Start { node, grant }) = self.queue.next(&soon, &self.tasks, &mut self.allocator) else {
                 return;
             };
             self.change(node, Change::Grant);
             let attempt = self.attempts.entry(node).or_default();
             *attempt += 1;
-            out.push(Command::Start { node, attempt: *attempt, grant, slots });
+            out.push(Command::Start { node, attempt: *attempt, grant });
         }
     }
 

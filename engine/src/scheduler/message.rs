@@ -1,11 +1,12 @@
 //! What the scheduler is told, and what it answers.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::growth::Growth;
 use super::state::Verdict;
 use crate::allocator::Grant;
 use crate::plan::NodeId;
+use crate::resources::Memory;
 
 /// What the store says of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,13 @@ pub enum End {
     Failed {
         /// Whether another attempt may succeed.
         again: bool,
+    },
+    /// It ran out of memory.
+    OutOfMemory {
+        /// Which.
+        memory: Memory,
+        /// Bytes that it was seen to hold; 0 when that is not known.
+        used: u64,
     },
     /// It waits for a person.
     Waiting,
@@ -74,8 +82,6 @@ pub enum Command {
         attempt: u32,
         /// What it holds; give it back with [`Input::Exited`] or [`Input::Ended`].
         grant: Grant,
-        /// Slots of the API models it asks.
-        slots: BTreeMap<String, u32>,
     },
     /// Watch for the end of another run's execution of the node.
     Follow(NodeId),
@@ -87,6 +93,8 @@ pub enum Command {
         attempt: u32,
         /// How long.
         delay: Duration,
+        /// More memory that it gets then, when it ran out of it.
+        growth: Option<Growth>,
     },
     /// Ask the running node to end soon.
     Drain(NodeId),

@@ -21,11 +21,11 @@
 //! | the longest chain starts first | priority = a node's expected duration + the longest chain below it |
 //! | a node that is about to be ready is not overtaken | nothing starts while a node of higher priority is being keyed, unless that takes long |
 //! | nothing is over-committed | a node starts only with a [`Grant`](crate::allocator::Grant), which is moved, never copied |
-//! | one model's limit is shared | a node takes a fair share of its API models' free slots, at least one of each |
 //! | no starvation | a node that was passed over [`PATIENCE`] times holds back later nodes that want what it lacks |
 //! | a failure skips descendants only | skipping is eager and wins over everything else that holds for a node |
 //! | without `keep_going` nothing new starts after a failure | what runs is let finish, the rest is `Cancelled` |
 //! | a waiting node stops only what needs it | a node is `Waiting` when all above it has ended and something there waits |
+//! | who ran out of memory gets more | its reservation doubles until it has had all there is; this costs none of its `retries` ([`growth`]) |
 //! | every node ends | `Finish` comes exactly once, when all have |
 //!
 //! # Limits
@@ -34,6 +34,7 @@
 //! jitter, so that runs are repeatable. Keying is not limited here: the caller's blocking threads are the limit.
 
 mod core;
+mod growth;
 mod message;
 mod queue;
 mod state;
@@ -41,6 +42,7 @@ mod state;
 mod tests;
 
 pub use core::Scheduler;
+pub use growth::Growth;
 pub use message::{Command, End, Input, Keyed};
 pub use queue::{PATIENCE, Task, priorities};
 pub use state::{Change, State, Verdict};

@@ -1,4 +1,4 @@
-//! Who of the queued nodes gets the free resources: priorities, fair shares of API slots, and patience.
+//! Who of the queued nodes gets the free resources: priorities and patience.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,8 +20,6 @@ pub struct Task {
     pub request: Resources,
     /// It runs elsewhere and holds nothing here.
     pub remote: bool,
-    /// The API models that it asks.
-    pub apis: BTreeSet<String>,
     /// How often a failed attempt is repeated.
     pub retries: u32,
     /// How long it is expected to run.
@@ -55,12 +53,11 @@ struct Shape {
     /// Whether it takes nothing of this host.
     remote: bool,
     request: Resources,
-    apis: BTreeSet<String>,
 }
 
 impl Shape {
     fn of(task: &Task) -> Self {
-        Self { remote: task.remote, request: task.request.clone(), apis: task.apis.clone() }
+        Self { remote: task.remote, request: task.request.clone() }
     }
 }
 
@@ -91,16 +88,12 @@ impl Soon<'_> {
 pub(super) struct Start {
     pub(super) node: NodeId,
     pub(super) grant: Grant,
-    pub(super) slots: BTreeMap<String, u32>,
 }
 
-/// The queued nodes by shape, and the API slots that are free.
+/// The queued nodes by shape.
+#[derive(Default)]
 pub(super) struct Queue {
     lines: BTreeMap<Shape, Line>,
-    /// Queued nodes that ask each API model.
-    wanting: BTreeMap<String, usize>,
-    free_slots: BTreeMap<String, u32>,
-    held_slots: BTreeMap<NodeId, BTreeMap<String, u32>>,
 }
 
 /// What nodes behind an impatient one may not ask for.
@@ -109,21 +102,13 @@ struct Barrier {
     cpus: bool,
     memory: bool,
     gpus: bool,
-    apis: BTreeSet<String>,
 }
 
 impl Queue {
-    pub(super) fn new(slots: BTreeMap<String, u32>) -> Self {
-        Self { lines: BTreeMap::new(), wanting: BTreeMap::new(), free_slots: slots, held_slots: BTreeMap::new() }
-    }
-
     /// Adds a node behind all of its priority.
     pub(super) fn push(&mut self, node: NodeId, priority: Duration, task: &Task) {
         let shape = Shape::of(task);
         self.lines.entry(shape).or_default().places.insert((Reverse(priority), node));
-        for api in &task.apis {
-            *self.wanting.entry(api.clone()).or_default() += 1;
-        }
     }
 
     pub(super) fn remove(&mut self, node: NodeId, priority: Duration, task: &Task) {
@@ -141,18 +126,6 @@ impl Queue {
         }
         if line.places.is_empty() {
             self.lines.remove(shape);
-        }
-        for api in &shape.apis {
-            if let Some(count) = self.wanting.get_mut(api) {
-                *count -= 1;
-            }
-        }
-    }
-
-    /// Takes back the slots that `node` held.
-    pub(super) fn release_slots(&mut self, node: NodeId) {
-        for (api, count) in self.held_slots.remove(&node).unwrap_or_default() {
-            *self.free_slots.entry(api).or_default() += count;
         }
     }
 
@@ -178,54 +151,25 @@ impl Queue {
             if !barrier.lets(task) || !task.remote && allocator.free_cpus() == 0 {
                 continue;
             }
-            if let Some(slots) = self.share(task, tasks, soon)
-                && let Some(grant) = task.grant(allocator)
-            {
+            if let Some(grant) = task.grant(allocator) {
                 let (node, shape) = (*node, shape.clone());
                 for (_, _, ahead) in &firsts[..at] {
                     self.lines.get_mut(ahead).expect("it has a first").passed += 1;
                 }
-                return Some(self.start(&shape, firsts[at].0, node, grant, slots));
+                self.take_out(&shape, firsts[at].0);
+                return Some(Start { node, grant });
             }
             if *passed >= PATIENCE {
-                barrier.raise(task, allocator, &self.free_slots);
+                barrier.raise(task, allocator);
             }
         }
         None
-    }
-
-    fn start(
-        &mut self,
-        shape: &Shape,
-        place: Place,
-        node: NodeId,
-        grant: Grant,
-        slots: BTreeMap<String, u32>,
-    ) -> Start {
-        self.take_out(shape, place);
-        for (api, count) in &slots {
-            let free = self.free_slots.get_mut(api).expect("the share was taken from it");
-            *free -= count;
-        }
-        self.held_slots.insert(node, slots.clone());
-        Start { node, grant, slots }
-    }
-
-    /// A fair share of the free slots of each of the task's API models; `None` while one has no free slot.
-    fn share(&self, task: &Task, tasks: &BTreeMap<NodeId, Task>, soon: &Soon<'_>) -> Option<BTreeMap<String, u32>> {
-        let share = |api: &String| {
-            let free = self.free_slots.get(api).copied().filter(|&free| free > 0)?;
-            let coming = soon.nodes.iter().filter(|(_, node)| tasks[node].apis.contains(api)).count();
-            let rivals = self.wanting.get(api).copied().unwrap_or(0) + coming;
-            Some((api.clone(), free.div_ceil(u32::try_from(rivals.max(1)).unwrap_or(u32::MAX))))
-        };
-        task.apis.iter().map(share).collect()
     }
 }
 
 impl Barrier {
     /// Forbids what `task` lacks.
-    fn raise(&mut self, task: &Task, allocator: &mut Allocator, free_slots: &BTreeMap<String, u32>) {
+    fn raise(&mut self, task: &Task, allocator: &mut Allocator) {
         let nothing = Resources { cpus: 0, memory: 0, gpus: 0, gpu_memory: 0 };
         let request = &task.request;
         let mut lacks = |part: Resources| match allocator.grant(&part) {
@@ -238,7 +182,6 @@ impl Barrier {
         self.cpus |= lacks(Resources { cpus: request.cpus, ..nothing.clone() });
         self.memory |= lacks(Resources { memory: request.memory, ..nothing.clone() });
         self.gpus |= lacks(Resources { gpus: request.gpus, gpu_memory: request.gpu_memory, ..nothing });
-        self.apis.extend(task.apis.iter().filter(|api| free_slots.get(*api).is_none_or(|&free| free == 0)).cloned());
     }
 
     /// Whether a node behind may start.
@@ -246,6 +189,6 @@ impl Barrier {
         let request = &task.request;
         // Every grant of this host holds a core.
         let here = self.cpus || self.memory && request.memory > 0 || self.gpus && request.gpus > 0;
-        !(here && !task.remote || task.apis.iter().any(|api| self.apis.contains(api)))
+        !here || task.remote
     }
 }

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -6,12 +6,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::allocator::Grant;
 use crate::plan::NodeId;
-use crate::resources::{CpuLevel, Gpu, Inventory, Resources};
+use crate::resources::{CpuLevel, Gpu, Inventory, Memory, Resources};
 
 const CPUS: u32 = 3;
 const MEMORY: u64 = 10;
 const GPUS: usize = 2;
-const SLOTS: u32 = 5;
 
 fn host() -> Inventory {
     let gpu = |ordinal| Gpu { ordinal, name: "g".into(), memory: 80, capability: (9, 0) };
@@ -32,7 +31,7 @@ struct World {
     scheduler: Scheduler,
     tasks: BTreeMap<NodeId, Task>,
     open: Vec<Command>,
-    running: BTreeMap<NodeId, (Grant, BTreeMap<String, u32>)>,
+    running: BTreeMap<NodeId, Grant>,
     order: Vec<NodeId>,
     settled: Vec<(NodeId, Verdict)>,
     finished: u32,
@@ -41,8 +40,7 @@ struct World {
 impl World {
     fn new(tasks: Vec<Task>, keep_going: bool) -> Self {
         let tasks: BTreeMap<_, _> = tasks.into_iter().enumerate().map(|(id, task)| (NodeId(id), task)).collect();
-        let slots = ["a", "b"].map(|api| (api.to_owned(), SLOTS)).into();
-        let scheduler = Scheduler::new(tasks.clone(), vec![host()], None, slots, keep_going);
+        let scheduler = Scheduler::new(tasks.clone(), vec![host()], None, keep_going);
         let mut world = Self {
             scheduler,
             tasks,
@@ -59,9 +57,9 @@ impl World {
     fn feed(&mut self, input: Input) {
         for command in self.scheduler.step(input) {
             match command {
-                Command::Start { node, grant, slots, .. } => {
+                Command::Start { node, grant, .. } => {
                     self.order.push(node);
-                    self.running.insert(node, (grant, slots));
+                    self.running.insert(node, grant);
                     self.check_resources();
                     self.check_parents(node);
                 }
@@ -73,19 +71,12 @@ impl World {
     }
 
     fn check_resources(&self) {
-        let held = || self.running.values().map(|(grant, _)| grant);
+        let held = || self.running.values();
         assert!(held().map(|grant| grant.cpus).sum::<u32>() <= CPUS);
         assert!(held().map(|grant| grant.memory).sum::<u64>() <= MEMORY);
         for ordinal in 0..GPUS {
             let there = held().flat_map(|grant| &grant.devices).filter(|device| device.ordinal == ordinal);
             assert!(there.map(|device| device.memory).sum::<u64>() <= 80, "a device is over-committed");
-        }
-        for api in ["a", "b"] {
-            assert!(self.running.values().filter_map(|(_, slots)| slots.get(api)).sum::<u32>() <= SLOTS);
-        }
-        for (node, (_, slots)) in &self.running {
-            assert_eq!(slots.keys().cloned().collect::<BTreeSet<_>>(), self.tasks[node].apis);
-            assert!(slots.values().all(|&count| count > 0));
         }
     }
 
@@ -97,7 +88,7 @@ impl World {
     }
 
     fn end(&mut self, node: usize, end: End) {
-        let (grant, _) = self.running.remove(&NodeId(node)).expect("it runs");
+        let grant = self.running.remove(&NodeId(node)).expect("it runs");
         // Half of the nodes give their grant back before their outputs are taken.
         let grant = match node % 2 {
             0 => Some(grant),
@@ -177,19 +168,6 @@ fn an_impatient_gpu_node_lets_cpu_nodes_pass() {
 }
 
 #[test]
-fn rivals_share_the_slots_of_a_model() {
-    let api = |cpus, parents: &[usize]| Task { apis: ["a".to_owned()].into(), ..task(parents, cpus, 1) };
-    let mut world = World::new(vec![api(3, &[]), api(1, &[0]), api(1, &[0]), api(1, &[0])], true);
-    world.miss();
-    assert_eq!(world.running[&NodeId(0)].1["a"], SLOTS, "alone it takes all");
-    world.open.clear();
-    world.end(0, End::Done);
-    world.miss();
-    let shares: Vec<_> = world.running.values().map(|(_, slots)| slots["a"]).collect();
-    assert_eq!(shares, [2, 2, 1]);
-}
-
-#[test]
 fn a_failure_skips_descendants_only() {
     let tasks = || vec![task(&[], 1, 1), task(&[], 1, 1), task(&[0], 1, 1), task(&[2, 1], 1, 1), task(&[1], 1, 1)];
     let mut world = World::new(tasks(), true);
@@ -248,6 +226,44 @@ fn retries_rest_longer_each_time() {
 }
 
 #[test]
+fn who_runs_out_of_memory_gets_more_until_it_had_all() {
+    let request = Resources { memory: 3, gpus: 1, gpu_memory: 30, ..Resources::default() };
+    let mut world = World::new(vec![Task { request, retries: 1, ..task(&[], 1, 1) }], true);
+    world.miss();
+    let ends = |memory| End::OutOfMemory { memory, used: 0 };
+    let main = |from, to| Growth { memory: Memory::Main, from, to };
+    let gpu = |from, to| Growth { memory: Memory::Gpu, from, to };
+    let grows = [main(3, 6), gpu(30, 60), gpu(60, 80), main(6, MEMORY)];
+    for (before, wanted) in grows.into_iter().enumerate() {
+        world.end(0, ends(wanted.memory));
+        let rest = world.open.pop();
+        let Some(Command::Rest { attempt, delay, growth, .. }) = rest else { panic!("{rest:?}") };
+        assert_eq!((attempt as usize, delay, growth), (before + 2, Duration::ZERO, Some(wanted)));
+        world.feed(Input::Rested(NodeId(0)));
+        let grant = &world.running[&NodeId(0)];
+        let request = world.scheduler.request(NodeId(0)).unwrap();
+        assert_eq!((grant.memory, grant.devices[0].memory), (request.memory, request.gpu_memory));
+    }
+    world.end(0, End::Failed { again: true });
+    let rest = world.open.pop();
+    let Some(Command::Rest { attempt: 6, delay, growth: None, .. }) = rest else { panic!("{rest:?}") };
+    assert_eq!(delay, Duration::from_secs(1), "none of its retries was used up");
+    world.feed(Input::Rested(NodeId(0)));
+    world.end(0, ends(Memory::Gpu));
+    assert_eq!(world.verdict(0), Some(Verdict::Failed), "it had all of the device");
+}
+
+#[test]
+fn nothing_grows_while_the_run_is_stopped() {
+    let request = Resources { memory: 3, ..Resources::default() };
+    let mut world = World::new(vec![Task { request, ..task(&[], 1, 1) }], true);
+    world.miss();
+    world.feed(Input::Drain);
+    world.end(0, End::OutOfMemory { memory: Memory::Main, used: 0 });
+    assert_eq!((world.verdict(0), world.finished), (Some(Verdict::Failed), 1));
+}
+
+#[test]
 fn another_runs_work_is_followed_and_then_looked_up() {
     let mut world = World::new(vec![task(&[], 3, 1), task(&[], 3, 0)], true);
     world.miss();
@@ -279,7 +295,7 @@ fn what_runs_elsewhere_takes_nothing_here() {
     let mut world = World::new(vec![task(&[], 3, 9), remote(), remote(), task(&[], 3, 0)], true);
     world.miss();
     assert_eq!(world.order, [0, 1, 2].map(NodeId), "all but the second that wants this host");
-    assert!((1..3).all(|id| world.running[&NodeId(id)].0 == Grant::nothing()));
+    assert!((1..3).all(|id| world.running[&NodeId(id)] == Grant::nothing()));
 }
 
 #[test]
@@ -308,21 +324,20 @@ fn fate() -> impl Strategy<Value = Fate> {
     prop_oneof![
         2 => Just(Fate::Hit),
         1 => Just(Fate::Broken),
-        9 => proptest::collection::vec(0u8..12, 0..4).prop_map(Fate::Ends),
+        9 => proptest::collection::vec(0u8..14, 0..6).prop_map(Fate::Ends),
     ]
 }
 
 prop_compose! {
     fn node(id: usize)(
         parents in proptest::collection::btree_set(0..id.max(1), 0..4.min(id + 1)),
-        cpus in 0u32..5, memory in 0u64..8, gpus in 0u32..3, apis in 0u8..4, retries in 0u32..3, seconds in 0u64..9,
+        cpus in 0u32..5, memory in 0u64..8, gpus in 0u32..3, gpu_memory in 0u64..60, retries in 0u32..3, seconds in 0u64..9,
         remote in proptest::bool::weighted(0.2), fate in fate(),
     ) -> (Task, Fate) {
         let parents = parents.into_iter().filter(|&parent| parent < id).map(NodeId).collect();
-        let request = Resources { cpus, memory, gpus, gpu_memory: 0 };
-        let apis = ["a", "b"].iter().enumerate().filter(|(bit, _)| apis >> bit & 1 == 1).map(|(_, api)| (*api).to_owned());
+        let request = Resources { cpus, memory, gpus, gpu_memory };
         let duration = Duration::from_secs(seconds);
-        (Task { parents, request, remote, apis: apis.collect(), retries, duration }, fate)
+        (Task { parents, request, remote, retries, duration }, fate)
     }
 }
 
@@ -346,6 +361,8 @@ fn advance(world: &mut World, fates: &mut [Fate], pick: usize) {
             Some(3) => End::Waiting,
             Some(4 | 5) => End::Busy,
             Some(6) => End::Cached,
+            Some(7) => End::OutOfMemory { memory: Memory::Main, used: 0 },
+            Some(8) => End::OutOfMemory { memory: Memory::Gpu, used: 17 },
             _ => End::Done,
         };
         return world.end(node, end);

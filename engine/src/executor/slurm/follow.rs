@@ -19,6 +19,7 @@ use super::state::{Ended, State, Stop, outcome};
 use super::submit::{Submission, blocking};
 use super::tail::Tail;
 use crate::executor::attempt::Handle;
+use crate::executor::memory::LogWatch;
 use crate::executor::process::{Orders, stronger, until};
 use crate::executor::speech;
 use crate::executor::{Notes, Order};
@@ -109,6 +110,7 @@ struct Follower<'a> {
     watched: Watched,
     seen: Seen,
     heard: Heard,
+    words: LogWatch,
     /// What was said of its state last.
     told: String,
     done_since: Option<Instant>,
@@ -140,6 +142,7 @@ impl<'a> Follower<'a> {
             watched,
             seen: Seen::NotYet,
             heard: Heard::default(),
+            words: LogWatch::start(job),
             told: String::new(),
             done_since: None,
             over_since: None,
@@ -340,7 +343,7 @@ impl<'a> Follower<'a> {
         // What Slurm has added to the log at the end.
         let _ = self.read().await;
         self.close().await;
-        (outcome, usage)
+        (self.words.judge(outcome), usage)
     }
 
     /// What Slurm says of the end, unless the attempt was given up before there was one.
