@@ -77,16 +77,35 @@ impl TensorFiles {
         &self.names
     }
 
-    /// Reads the first of `names` that exists.
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The first of `names` that exists.
+    pub fn find<'n>(&self, names: &'n [String]) -> Option<&'n str> {
+        names.iter().find(|name| self.names.contains(*name)).map(String::as_str)
+    }
+
+    /// The first of `names` that exists.
     ///
     /// # Errors
-    /// When none exists or the data cannot be read.
-    pub fn load(&self, names: &[String], dtype: DType, device: &Device) -> Result<Tensor> {
-        let name = names.iter().find(|name| self.names.contains(*name)).ok_or_else(|| ModelError::Weight {
+    /// When none exists.
+    pub fn must_find<'n>(&self, names: &'n [String]) -> Result<&'n str> {
+        self.find(names).ok_or_else(|| ModelError::Weight {
             name: names[0].clone(),
             message: format!("missing in {} ({} tensors there)", self.dir.display(), self.names.len()),
-        })?;
-        Ok(self.files.load(name, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+        })
+    }
+
+    /// Reads a tensor.
+    ///
+    /// # Errors
+    /// When it does not exist or its data cannot be read.
+    pub fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let tensor = self.files.load(name, &Device::Cpu);
+        let tensor = tensor.map_err(|error| ModelError::Weight { name: name.into(), message: error.to_string() })?;
+        Ok(tensor.to_dtype(dtype)?.to_device(device)?)
     }
 }
 

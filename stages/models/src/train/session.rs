@@ -8,7 +8,7 @@ use super::checkpoint::Checkpoints;
 use super::optim::{AdamW, AdamWConfig};
 use super::schedule::Schedule;
 use crate::error::{ModelError, Result};
-use crate::vlm::{Qwen25Vl, Trainable, Vlm};
+use crate::vlm::{Model, Trainable, Vlm};
 
 /// How a training takes its steps.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,7 +28,7 @@ pub struct StepConfig {
 /// The state of a training under way.
 pub(crate) struct Session<'a> {
     pub(crate) vlm: &'a Vlm,
-    pub(crate) model: Qwen25Vl,
+    pub(crate) model: Model,
     config: StepConfig,
     optimiser: AdamW,
     checkpoints: Option<&'a Checkpoints>,

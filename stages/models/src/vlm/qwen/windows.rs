@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::config::VisionConfig;
+use super::config::{Blocks, VisionConfig};
 use crate::error::{ModelError, Result};
 use crate::image::merge_order;
 use crate::ops::Segments;
@@ -35,7 +35,11 @@ impl Layout {
     /// When there is no picture or a side of a grid is no multiple of the merge size.
     pub fn new(config: &VisionConfig, grids: &[[usize; 3]]) -> Result<Layout> {
         let (merge, unit) = (config.spatial_merge_size, config.merge_unit());
-        let side = config.window_size / config.patch_size / merge;
+        // Without windows, one larger than any picture leaves the order as it is.
+        let side = match config.blocks {
+            Blocks::Full => usize::MAX / 2,
+            Blocks::Windowed { window_size, .. } => window_size / config.patch_size / merge,
+        };
         let (mut order, mut windows, mut frames, mut places) = (vec![], vec![], vec![], vec![]);
         for grid in grids {
             let [time, rows, columns] = *grid;
@@ -101,10 +105,8 @@ mod tests {
             patch_size: 14,
             spatial_merge_size: 2,
             temporal_patch_size: 2,
-            window_size: 56,
-            fullatt_block_indexes: vec![],
             out_hidden_size: 16,
-            tokens_per_second: 2,
+            blocks: Blocks::Windowed { window_size: 56, fullatt_block_indexes: vec![], tokens_per_second: 2 },
         }
     }
 
@@ -120,6 +122,13 @@ mod tests {
         for (token, &place) in layout.back.iter().enumerate() {
             assert_eq!(layout.order[place as usize] as usize, token);
         }
+    }
+
+    #[test]
+    fn without_windows_the_order_is_the_processors() {
+        let layout = Layout::new(&VisionConfig { blocks: Blocks::Full, ..config() }, &[[1, 6, 6], [1, 2, 4]]).unwrap();
+        assert!(layout.identity && layout.windows == layout.frames);
+        assert_eq!(layout.places[4..8], [(0, 2), (0, 3), (1, 2), (1, 3)]);
     }
 
     #[test]

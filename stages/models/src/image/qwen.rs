@@ -1,42 +1,18 @@
-//! From a picture to the rows that a vision tower reads: resize, rescale, normalise, cut into patches.
-//!
-//! Every step equals the reference processor's: the target size is a multiple of one merged patch within the pixel budget, the
-//! bicubic filter is Pillow's (separable, antialiased, a = -0.5, weights in 22-bit fixed point, 8-bit between the passes), and
-//! patches come in merge-window order, so that the rows of one merged token are neighbours.
+//! Qwen's pictures: any size that is a multiple of one merged patch within a pixel budget, its ratio kept.
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 use serde_json::{Value, json};
 
+use super::cut::{Cutter, triple, value_tables};
+use super::resize::resize_bicubic;
+use super::{Patches, merge_order};
 use crate::error::{ModelError, Result};
 
-/// A processed picture: `pixels` is `[t * h * w, channels * temporal * patch * patch]` in merge-window order.
-#[derive(Debug, Clone)]
-pub struct Patches {
-    /// One flattened patch a row, f32 on the CPU; cloning shares it.
-    pub pixels: Tensor,
-    /// Patches along time, height and width.
-    pub grid: [usize; 3],
-}
+const QWEN2_5: &str = "Qwen2_5_VLProcessor";
+const QWEN2: &str = "Qwen2VLProcessor";
 
-impl Patches {
-    /// Number of patches.
-    pub fn len(&self) -> usize {
-        self.grid.iter().product()
-    }
-
-    /// Whether there is no patch.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Tokens that the picture takes in a prompt when `merge` patches a side become one.
-    pub fn tokens(&self, merge: usize) -> usize {
-        self.len() / (merge * merge)
-    }
-}
-
-/// The settings of `preprocessor_config.json`.
+/// The settings of `preprocessor_config.json`, Qwen's kind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageProcessor {
     /// Whether pictures are brought to a multiple of one merged patch at all.
@@ -55,6 +31,8 @@ pub struct ImageProcessor {
     pub rescale: Option<f64>,
     /// Mean and standard deviation a channel, if pictures are normalised.
     pub normalise: Option<([f64; 3], [f64; 3])>,
+    /// The class that transformers loads the directory with.
+    pub processor_class: &'static str,
 }
 
 impl Default for ImageProcessor {
@@ -68,6 +46,7 @@ impl Default for ImageProcessor {
             merge_size: 2,
             rescale: Some(1.0 / 255.0),
             normalise: Some(([0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_58, 0.275_777_11])),
+            processor_class: QWEN2_5,
         }
     }
 }
@@ -80,7 +59,7 @@ impl ImageProcessor {
         let number = |key: &str, fallback: usize| value[key].as_u64().map_or(fallback, |n| n as usize);
         let flag = |key: &str| value[key].as_bool().unwrap_or(true);
         let edge = |key: &str, fallback: usize| size[key].as_u64().map_or(fallback, |n| n as usize);
-        let triple = |key: &str, fallback: [f64; 3]| channels(&value[key]).unwrap_or(fallback);
+        let three = |key: &str, fallback: [f64; 3]| triple(&value[key]).unwrap_or(fallback);
         let (mean, std) = basis.normalise.unwrap_or_default();
         ImageProcessor {
             do_resize: flag("do_resize"),
@@ -90,7 +69,8 @@ impl ImageProcessor {
             temporal_patch_size: number("temporal_patch_size", basis.temporal_patch_size),
             merge_size: number("merge_size", basis.merge_size),
             rescale: flag("do_rescale").then(|| value["rescale_factor"].as_f64().unwrap_or(1.0 / 255.0)),
-            normalise: flag("do_normalize").then(|| (triple("image_mean", mean), triple("image_std", std))),
+            normalise: flag("do_normalize").then(|| (three("image_mean", mean), three("image_std", std))),
+            processor_class: if value["processor_class"] == QWEN2 { QWEN2 } else { QWEN2_5 },
         }
     }
 
@@ -109,7 +89,7 @@ impl ImageProcessor {
             "merge_size": self.merge_size,
             "min_pixels": self.min_pixels,
             "patch_size": self.patch_size,
-            "processor_class": "Qwen2_5_VLProcessor",
+            "processor_class": self.processor_class,
             "resample": 3,
             "rescale_factor": self.rescale.unwrap_or(1.0 / 255.0),
             "size": { "longest_edge": self.max_pixels, "shortest_edge": self.min_pixels },
@@ -145,51 +125,13 @@ impl ImageProcessor {
     fn cut(&self, image: &RgbImage) -> Result<Patches> {
         let (p, m) = (self.patch_size, self.merge_size);
         let (rows, columns) = (image.height() as usize / p, image.width() as usize / p);
-        let tables = self.value_tables();
-        let mut pixels = Vec::with_capacity(rows * columns * 3 * self.temporal_patch_size * p * p);
-        for (row, column) in merge_order(rows, columns, m) {
-            for (channel, table) in tables.iter().enumerate() {
-                let start = pixels.len();
-                for y in row * p..(row + 1) * p {
-                    let line = (column * p..(column + 1) * p).map(|x| image.get_pixel(x as u32, y as u32)[channel]);
-                    pixels.extend(line.map(|byte| table[byte as usize]));
-                }
-                for _ in 1..self.temporal_patch_size {
-                    pixels.extend_from_within(start..start + p * p);
-                }
-            }
-        }
-        let shape = (rows * columns, 3 * self.temporal_patch_size * p * p);
-        Ok(Patches { pixels: Tensor::from_vec(pixels, shape, &Device::Cpu)?, grid: [1, rows, columns] })
+        let cutter =
+            Cutter { patch: p, repeat: self.temporal_patch_size, tables: value_tables(self.rescale, self.normalise) };
+        let mut pixels = Vec::with_capacity(rows * columns * cutter.width());
+        cutter.cut(image, merge_order(rows, columns, m), &mut pixels);
+        let pixels = Tensor::from_vec(pixels, (rows * columns, cutter.width()), &Device::Cpu)?;
+        Ok(Patches { pixels, grid: [1, rows, columns], tokens: rows * columns / (m * m), picks: None })
     }
-
-    /// What each byte becomes in each channel.
-    fn value_tables(&self) -> [Vec<f32>; 3] {
-        [0, 1, 2].map(|channel| {
-            let value = |byte: u32| {
-                let scaled = (f64::from(byte) * self.rescale.unwrap_or(1.0)) as f32;
-                match self.normalise {
-                    Some((mean, std)) => (scaled - mean[channel] as f32) / std[channel] as f32,
-                    None => scaled,
-                }
-            };
-            (0..256).map(value).collect()
-        })
-    }
-}
-
-fn channels(value: &Value) -> Option<[f64; 3]> {
-    let list: Vec<f64> = value.as_array()?.iter().filter_map(Value::as_f64).collect();
-    list.try_into().ok()
-}
-
-/// (row, column) of every patch of a picture in the order of the tower's rows: the `merge * merge` patches of a token together.
-pub fn merge_order(rows: usize, columns: usize, merge: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..rows / merge).flat_map(move |block_row| {
-        (0..columns / merge).flat_map(move |block_column| {
-            (0..merge).flat_map(move |y| (0..merge).map(move |x| (block_row * merge + y, block_column * merge + x)))
-        })
-    })
 }
 
 /// Height and width that a picture is resized to: multiples of `factor`, within the pixel budget, the ratio kept where it can be.
@@ -210,70 +152,6 @@ pub fn smart_size(height: usize, width: usize, factor: usize, min_pixels: usize,
     (rows as usize, columns as usize)
 }
 
-/// Fixed-point fraction bits of a filter weight.
-const PRECISION: u32 = 22;
-
-/// Source pixels that one target pixel reads: where they start and what each counts.
-struct Tap {
-    start: usize,
-    weights: Vec<i32>,
-}
-
-fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    let x = x.abs();
-    if x < 1.0 {
-        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-    } else if x < 2.0 {
-        (((x - 5.0) * x + 8.0) * x - 4.0) * A
-    } else {
-        0.0
-    }
-}
-
-fn taps(source: usize, target: usize) -> Vec<Tap> {
-    let scale = source as f64 / target as f64;
-    let stretch = scale.max(1.0);
-    let support = 2.0 * stretch;
-    (0..target)
-        .map(|index| {
-            let centre = (index as f64 + 0.5) * scale;
-            let start = ((centre - support + 0.5) as i64).max(0) as usize;
-            let end = ((centre + support + 0.5) as usize).min(source);
-            let raw: Vec<f64> = (start..end).map(|x| cubic((x as f64 - centre + 0.5) * (1.0 / stretch))).collect();
-            let total: f64 = raw.iter().sum();
-            let fixed = |weight: f64| (weight / total * f64::from(1 << PRECISION)).round() as i32;
-            Tap { start, weights: raw.into_iter().map(fixed).collect() }
-        })
-        .collect()
-}
-
-fn weigh(tap: &Tap, pixel: impl Fn(usize) -> u8) -> u8 {
-    let half = 1i32 << (PRECISION - 1);
-    let sum = tap.weights.iter().enumerate().fold(half, |sum, (i, w)| sum + i32::from(pixel(tap.start + i)) * w);
-    (sum >> PRECISION).clamp(0, 255) as u8
-}
-
-/// Pillow's `Image.resize((width, height), BICUBIC)`.
-pub fn resize_bicubic(image: &RgbImage, width: u32, height: u32) -> RgbImage {
-    let mut wide = image.clone();
-    if width != image.width() {
-        let taps = taps(image.width() as usize, width as usize);
-        wide = RgbImage::from_fn(width, image.height(), |x, y| {
-            let tap = &taps[x as usize];
-            image::Rgb([0, 1, 2].map(|c| weigh(tap, |at| image.get_pixel(at as u32, y)[c])))
-        });
-    }
-    if height == image.height() {
-        return wide;
-    }
-    let taps = taps(image.height() as usize, height as usize);
-    RgbImage::from_fn(width, height, |x, y| {
-        let tap = &taps[y as usize];
-        image::Rgb([0, 1, 2].map(|c| weigh(tap, |at| wide.get_pixel(x, at as u32)[c])))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,14 +167,6 @@ mod tests {
         ] {
             assert_eq!(smart_size(height, width, 28, min, max), expected, "{height} x {width}");
         }
-    }
-
-    #[test]
-    fn patches_of_one_token_are_neighbours() {
-        let order: Vec<_> = merge_order(4, 4, 2).collect();
-        assert_eq!(order[..4], [(0, 0), (0, 1), (1, 0), (1, 1)]);
-        assert_eq!(order[4..8], [(0, 2), (0, 3), (1, 2), (1, 3)]);
-        assert_eq!(order.len(), 16);
     }
 
     #[test]

@@ -10,6 +10,8 @@ use crate::vlm::Prompt;
 
 /// Rows that pass the matrices together; bounds the size of the buffers.
 pub const ROWS_AT_ONCE: usize = 1024;
+/// Patches that pass the vision tower together, unless one picture alone has more.
+const PATCHES_AT_ONCE: usize = 4096;
 
 /// A prompt that continuations can hang on.
 #[derive(Debug, Clone)]
@@ -66,21 +68,29 @@ impl Inference<'_> {
             uses.push(places);
         }
         let mut encoded: Vec<Vec<f32>> = Vec::with_capacity(distinct.len());
-        let (merge, width) = (self.config.vision.spatial_merge_size, self.config.vision.out_hidden_size);
-        for group in distinct.chunks(16) {
-            let rows = self.vision.encode(group)?;
+        let width = self.config.text().hidden_size;
+        let mut next = 0;
+        while next < distinct.len() {
+            let mut patches = 0;
+            let fits = distinct[next..].iter().take_while(|image| {
+                patches += image.len();
+                patches <= PATCHES_AT_ONCE
+            });
+            let group = &distinct[next..next + fits.count().max(1)];
+            let rows = self.encode(group)?;
             let mut start = 0;
             for image in group {
-                let size = image.tokens(merge) * width;
+                let size = image.tokens * width;
                 encoded.push(rows[start..start + size].to_vec());
                 start += size;
             }
+            next += group.len();
         }
         Ok(uses.into_iter().map(|list| list.into_iter().flat_map(|at| encoded[at].iter().copied()).collect()).collect())
     }
 
     fn prefill_group(&self, prompts: &[&Arc<Prompt>], images: &[Vec<f32>]) -> Result<Vec<Prefilled>> {
-        let width = self.config.text.hidden_size;
+        let width = self.config.text().hidden_size;
         let counts: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.len()).collect();
         let mut lanes: Vec<Lane> = counts.iter().map(|&count| Lane::new(vec![], self.config, count)).collect();
         let mut positions: [Vec<u32>; 3] = Default::default();

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::config::Config;
-use super::infer_vision::VisionInference;
-use super::rope::{Angles, TextRope};
+use super::family::{Config, Tower};
+use super::text::{Angles, TextConfig, TextRope};
+use super::vision::Plain;
 use crate::error::{ModelError, Result};
-use crate::kernel::attend::{Seen, Stretch, attend, rotate};
+use crate::image::Patches;
+use crate::kernel::attend::{Seen, Stretch, attend, rotate, slide};
 use crate::kernel::linear::{Matrix, linear};
 use crate::kernel::rows::{add, rms_norm, swiglu};
 use crate::ops::HeadShape;
@@ -30,7 +31,8 @@ pub struct Lane {
 impl Lane {
     /// A lane behind `context` with room for `tokens` tokens of its own.
     pub fn new(context: Vec<Arc<Stretch>>, config: &Config, tokens: usize) -> Lane {
-        Lane { context, own: Stretch::with_capacity(config.text.layers, config.text.heads, tokens) }
+        let text = config.text();
+        Lane { context, own: Stretch::with_capacity(text.layers, text.heads, tokens) }
     }
 }
 
@@ -38,8 +40,8 @@ impl Lane {
 pub struct Inference<'a> {
     /// The configuration.
     pub config: &'a Config,
-    /// The vision tower.
-    pub vision: VisionInference<'a>,
+    text: &'a TextConfig,
+    vision: Tower<&'a [f32]>,
     rope: TextRope,
     embed: &'a [f32],
     head: &'a [f32],
@@ -59,13 +61,13 @@ struct Layer<'a> {
 
 /// Buffers that steps use again.
 #[derive(Default)]
-pub(super) struct Buffers {
-    pub(super) normed: Vec<f32>,
-    pub(super) qkv: Vec<f32>,
-    pub(super) seen: Vec<f32>,
-    pub(super) wide: Vec<f32>,
-    pub(super) gated: Vec<f32>,
-    pub(super) update: Vec<f32>,
+struct Buffers {
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    seen: Vec<f32>,
+    wide: Vec<f32>,
+    gated: Vec<f32>,
+    update: Vec<f32>,
 }
 
 impl<'a> Inference<'a> {
@@ -74,32 +76,42 @@ impl<'a> Inference<'a> {
     /// # Errors
     /// When a weight is missing.
     pub fn new(config: &'a Config, weights: &Slices<'a>, threads: usize) -> Result<Inference<'a>> {
-        let width = config.text.hidden_size;
+        let text = config.text();
+        let width = text.hidden_size;
         let layer = |index: usize| {
             let get = |name: &str| weights.get(&format!("model.layers.{index}.{name}"));
             let matrix =
                 |name: &str, width: usize| Ok::<_, ModelError>(Matrix { weight: get(name)?, bias: None, width });
-            let qkv_bias = Some(get("self_attn.qkv_proj.bias")?);
+            let qkv_bias = text.decoder.has_bias().then(|| get("self_attn.qkv_proj.bias")).transpose()?;
             Ok::<_, ModelError>(Layer {
                 norm1: get("input_layernorm.weight")?,
                 norm2: get("post_attention_layernorm.weight")?,
                 qkv: Matrix { bias: qkv_bias, ..matrix("self_attn.qkv_proj.weight", width)? },
-                out: matrix("self_attn.o_proj.weight", config.text.heads.out_width())?,
+                out: matrix("self_attn.o_proj.weight", text.heads.out_width())?,
                 gate_up: matrix("mlp.gate_up_proj.weight", width)?,
-                down: matrix("mlp.down_proj.weight", config.text.intermediate_size)?,
+                down: matrix("mlp.down_proj.weight", text.intermediate_size)?,
             })
         };
         let embed = weights.get("model.embed_tokens.weight")?;
         Ok(Inference {
             config,
-            vision: VisionInference::new(&config.vision, weights, threads)?,
-            rope: TextRope::new(&config.text),
+            text,
+            vision: Tower::new(config, &|name| weights.get(name))?,
+            rope: TextRope::new(text),
             embed,
-            head: if config.text.tie_word_embeddings { embed } else { weights.get("lm_head.weight")? },
+            head: if text.tie_word_embeddings { embed } else { weights.get("lm_head.weight")? },
             norm: weights.get("model.norm.weight")?,
-            layers: (0..config.text.layers).map(layer).collect::<Result<_>>()?,
+            layers: (0..text.layers).map(layer).collect::<Result<_>>()?,
             threads,
         })
+    }
+
+    /// Tokens `[tokens, hidden]` of pictures, one picture after another.
+    ///
+    /// # Errors
+    /// When a picture does not fit the model.
+    pub fn encode(&self, images: &[&Patches]) -> Result<Vec<f32>> {
+        Ok(self.vision.forward(&Plain::new(self.threads), images)?.values)
     }
 
     /// Embedded rows of `ids`; image tokens take the rows of `images` in order.
@@ -107,10 +119,10 @@ impl<'a> Inference<'a> {
     /// # Errors
     /// When a token is outside the vocabulary, or image tokens and image rows differ in number.
     pub fn embed(&self, ids: &[u32], images: &[f32], rows: &mut Vec<f32>) -> Result<()> {
-        let width = self.config.text.hidden_size;
+        let width = self.text.hidden_size;
         let mut images = images.chunks_exact(width);
         for &id in ids {
-            let row = if id == self.config.image_token_id {
+            let row = if id == self.config.image_token_id() {
                 images.next().ok_or_else(|| ModelError::Prompt("more image tokens than picture rows".into()))?
             } else {
                 self.table_row(id)?
@@ -135,7 +147,7 @@ impl<'a> Inference<'a> {
     }
 
     fn table_row(&self, id: u32) -> Result<&'a [f32]> {
-        let width = self.config.text.hidden_size;
+        let width = self.text.hidden_size;
         self.embed
             .get(id as usize * width..(id as usize + 1) * width)
             .ok_or_else(|| ModelError::Prompt(format!("token {id} is outside the vocabulary")))
@@ -144,8 +156,8 @@ impl<'a> Inference<'a> {
     /// Hidden rows, after the final norm, of new tokens; `counts[i]` rows of `x` and of `positions` belong to `lanes[i]`, which
     /// keep their keys and values.
     pub fn extend(&self, lanes: &mut [Lane], counts: &[usize], mut x: Vec<f32>, positions: &[Vec<u32>; 3]) -> Vec<f32> {
-        let width = self.config.text.hidden_size;
-        let eps = self.config.text.rms_norm_eps as f32;
+        let width = self.text.hidden_size;
+        let eps = self.text.rms_norm_eps as f32;
         let angles = self.rope.angles(positions);
         let places = places(counts);
         let mut buffers = Buffers::default();
@@ -156,7 +168,7 @@ impl<'a> Inference<'a> {
             rms_norm(&x, layer.norm2, eps, &mut buffers.normed);
             linear(&buffers.normed, layer.gate_up, &mut buffers.wide, self.threads);
             buffers.gated.resize(buffers.wide.len() / 2, 0.0);
-            swiglu(&buffers.wide, self.config.text.intermediate_size, &mut buffers.gated);
+            swiglu(&buffers.wide, self.text.intermediate_size, &mut buffers.gated);
             linear(&buffers.gated, layer.down, &mut buffers.update, self.threads);
             add(&mut x, &buffers.update);
         }
@@ -181,9 +193,9 @@ impl<'a> Inference<'a> {
         x: &[f32],
         buffers: &mut Buffers,
     ) {
-        let shape = self.config.text.heads;
+        let shape = self.text.heads;
         buffers.normed.resize(x.len(), 0.0);
-        rms_norm(x, layer.norm1, self.config.text.rms_norm_eps as f32, &mut buffers.normed);
+        rms_norm(x, layer.norm1, self.text.rms_norm_eps as f32, &mut buffers.normed);
         linear(&buffers.normed, layer.qkv, &mut buffers.qkv, self.threads);
         turn(&mut buffers.qkv, angles, shape);
         let (q, kv) = (shape.out_width(), shape.kv_heads * shape.head_dim);
@@ -191,11 +203,15 @@ impl<'a> Inference<'a> {
             lanes[*lane].own.put(index, *offset, shape, &row[q..q + kv], &row[q + kv..]);
         }
         let lanes = &*lanes;
+        let window = self.text.window(index);
         let gather = |scratch: &mut Vec<f32>, ((row, out), place): (RowPair<'_>, &(usize, usize))| {
             let lane = &lanes[place.0];
-            let earlier = lane.context.iter().map(|stretch| Seen { stretch, tokens: stretch.len() });
-            let own = Seen { stretch: &lane.own, tokens: lane.own.len() + place.1 + 1 };
-            let seen: Vec<Seen<'_>> = earlier.chain(std::iter::once(own)).collect();
+            let earlier = lane.context.iter().map(|stretch| Seen { stretch, from: 0, tokens: stretch.len() });
+            let own = Seen { stretch: &lane.own, from: 0, tokens: lane.own.len() + place.1 + 1 };
+            let mut seen: Vec<Seen<'_>> = earlier.chain(std::iter::once(own)).collect();
+            if let Some(window) = window {
+                slide(&mut seen, window);
+            }
             attend(&row[..q], &seen, index, shape, scratch, out);
         };
         buffers.seen.resize(places.len() * q, 0.0);
@@ -213,7 +229,7 @@ impl<'a> Inference<'a> {
 
     /// Logits `[rows, V]` of hidden rows.
     pub fn logits(&self, hidden: &[f32], out: &mut Vec<f32>) {
-        let head = Matrix { weight: self.head, bias: None, width: self.config.text.hidden_size };
+        let head = Matrix { weight: self.head, bias: None, width: self.text.hidden_size };
         linear(hidden, head, out, self.threads);
     }
 }
@@ -227,7 +243,7 @@ fn places(counts: &[usize]) -> Vec<(usize, usize)> {
 }
 
 /// Turns queries and keys of packed projection rows in place.
-pub(super) fn turn(qkv: &mut [f32], angles: &Angles, shape: HeadShape) {
+pub(in crate::vlm) fn turn(qkv: &mut [f32], angles: &Angles, shape: HeadShape) {
     let width = shape.head_dim;
     let turned = (shape.heads + shape.kv_heads) * width;
     let tables = angles.cos.chunks_exact(width).zip(angles.sin.chunks_exact(width));

@@ -1,4 +1,4 @@
-//! The language model: pre-norm layers of grouped-query attention with M-RoPE and a gated feed-forward.
+//! The language model on packed rows, differentiable.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ struct Layer {
     norm1: Tensor,
     norm2: Tensor,
     qkv: Tensor,
-    qkv_bias: Tensor,
+    qkv_bias: Option<Tensor>,
     out: Tensor,
     gate_up: Tensor,
     down: Tensor,
@@ -39,13 +39,14 @@ impl LanguageModel {
     /// When a weight is missing.
     pub fn new(config: &TextConfig, weights: &Weights, frozen: bool) -> Result<LanguageModel> {
         let get = |name: &str| weights.get(name, frozen);
+        let bias = config.decoder.has_bias();
         let layer = |index: usize| {
             let get = |name: &str| get(&format!("model.layers.{index}.{name}"));
             Ok(Layer {
                 norm1: get("input_layernorm.weight")?,
                 norm2: get("post_attention_layernorm.weight")?,
                 qkv: get("self_attn.qkv_proj.weight")?,
-                qkv_bias: get("self_attn.qkv_proj.bias")?,
+                qkv_bias: bias.then(|| get("self_attn.qkv_proj.bias")).transpose()?,
                 out: get("self_attn.o_proj.weight")?,
                 gate_up: get("mlp.gate_up_proj.weight")?,
                 down: get("mlp.down_proj.weight")?,
@@ -80,9 +81,10 @@ impl LanguageModel {
         let (cos, sin) = self.rope.angles(positions).tensors(x.dtype(), x.device())?;
         let eps = self.config.rms_norm_eps;
         let mut x = x.clone();
-        for layer in &self.layers {
-            let qkv = ops::linear(&ops::rms_norm(&x, &layer.norm1, eps)?, &layer.qkv, Some(&layer.qkv_bias))?;
-            let seen = ops::attention(&qkv, &cos, &sin, segments, self.config.heads)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let qkv = ops::linear(&ops::rms_norm(&x, &layer.norm1, eps)?, &layer.qkv, layer.qkv_bias.as_ref())?;
+            let window = self.config.window(index);
+            let seen = ops::windowed_attention(&qkv, &cos, &sin, segments, self.config.heads, window)?;
             x = (x + ops::linear(&seen, &layer.out, None)?)?;
             let gate_up = ops::linear(&ops::rms_norm(&x, &layer.norm2, eps)?, &layer.gate_up, None)?;
             x = (&x + ops::linear(&ops::swiglu(&gate_up)?, &layer.down, None)?)?;

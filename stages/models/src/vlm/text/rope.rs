@@ -1,13 +1,12 @@
-//! Rotary angles of both towers, as cosine and sine tables `[n, head_dim]` in the rotate-half layout: the second half of a row
-//! repeats the first.
+//! Rotary angles, as cosine and sine tables `[n, head_dim]` in the rotate-half layout: the second half of a row repeats the first.
 //!
-//! - Text (M-RoPE): a token has three positions (time, row, column); the first `mrope_section[0]` frequencies turn with time, the
-//!   next with the row, the last with the column. Text tokens have three equal positions, so that it is plain RoPE there.
-//! - Vision: the first half of the frequencies turns with the patch's row, the second half with its column; base 10000.
+//! A token has three positions (time, row, column). Under M-RoPE the first `mrope_section[0]` frequencies turn with time, the next with
+//! the row, the last with the column; text tokens have three equal positions, so that it is plain RoPE there. Without
+//! sections all frequencies turn with the first position.
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::config::{TextConfig, VisionConfig};
+use super::config::{RopeScaling, TextConfig};
 
 /// Cosines and sines of a batch of rows, each row `head_dim` wide.
 #[derive(Debug, Clone, Default)]
@@ -21,12 +20,12 @@ pub struct Angles {
 }
 
 impl Angles {
-    fn with_capacity(rows: usize, head_dim: usize) -> Angles {
+    pub(in crate::vlm) fn with_capacity(rows: usize, head_dim: usize) -> Angles {
         let (cos, sin) = (Vec::with_capacity(rows * head_dim), Vec::with_capacity(rows * head_dim));
         Angles { cos, sin, head_dim }
     }
 
-    fn push_row(&mut self, half: impl Iterator<Item = f32> + Clone) {
+    pub(in crate::vlm) fn push_row(&mut self, half: impl Iterator<Item = f32> + Clone) {
         for angle in half.clone().chain(half) {
             self.cos.push(angle.cos());
             self.sin.push(angle.sin());
@@ -46,7 +45,7 @@ impl Angles {
 }
 
 /// `1 / base^(2 i / dim)` for `i` in `0..dim / 2`.
-fn frequencies(base: f64, dim: usize) -> Vec<f32> {
+pub(in crate::vlm) fn frequencies(base: f64, dim: usize) -> Vec<f32> {
     (0..dim / 2).map(|i| 1.0 / (base as f32).powf((2 * i) as f32 / dim as f32)).collect()
 }
 
@@ -59,8 +58,14 @@ pub struct TextRope {
 impl TextRope {
     /// The table of a configuration.
     pub fn new(config: &TextConfig) -> TextRope {
-        let axes = config.mrope_section.iter().enumerate().flat_map(|(axis, &count)| std::iter::repeat_n(axis, count));
-        TextRope { table: frequencies(config.rope_theta, config.heads.head_dim).into_iter().zip(axes).collect() }
+        let half = config.heads.head_dim / 2;
+        let sections = config.mrope_section.unwrap_or([half, 0, 0]);
+        let axes = sections.iter().enumerate().flat_map(|(axis, &count)| std::iter::repeat_n(axis, count));
+        let mut frequencies = frequencies(config.rope_theta, config.heads.head_dim);
+        if let RopeScaling::Linear(factor) = config.rope_scaling {
+            frequencies.iter_mut().for_each(|frequency| *frequency /= factor as f32);
+        }
+        TextRope { table: frequencies.into_iter().zip(axes).collect() }
     }
 
     /// Angles of the rows whose three positions are given.
@@ -74,16 +79,4 @@ impl TextRope {
         }
         angles
     }
-}
-
-/// Angles of patches at the given (row, column) places.
-pub fn vision_angles(config: &VisionConfig, places: &[(u32, u32)]) -> Angles {
-    let head_dim = config.hidden_size / config.heads;
-    let table = frequencies(10_000.0, head_dim / 2);
-    let mut angles = Angles::with_capacity(places.len(), head_dim);
-    for &(row, column) in places {
-        let half = table.iter().map(move |f| row as f32 * f).chain(table.iter().map(move |f| column as f32 * f));
-        angles.push_row(half);
-    }
-    angles
 }

@@ -1,36 +1,16 @@
-//! Qwen2.5-VL (Bai et al. 2025, arXiv 2502.13923), differentiable, on packed rows.
-//!
-//! | file | what |
-//! |---|---|
-//! | `config` | `config.json`, both forms |
-//! | `weights` | names, shapes and first draws of all weights |
-//! | `windows` | order and visibility of the patches |
-//! | `rope` | rotary angles of both towers |
-//! | `vision`, `text` | the towers |
-//! | `positions` | M-RoPE positions of a prompt |
-//! | `infer`, `infer_vision`, `prefill` | the same towers on plain rows with cached keys and values, without gradients |
-
-pub mod config;
-pub mod infer;
-pub mod infer_vision;
-pub mod positions;
-pub mod prefill;
-pub mod rope;
-pub mod text;
-pub mod vision;
-pub mod weights;
-pub mod windows;
+//! A vision-language model of any family over its weights, differentiable, on packed rows.
 
 use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::family::{Config, Tower};
+use super::text::LanguageModel;
+use super::vision::Graph;
 use crate::error::{ModelError, Result};
 use crate::image::Patches;
 use crate::ops::Segments;
 use crate::weights::Weights;
-
-pub use config::{Config, TextConfig, VisionConfig};
 
 /// A batch: all sequences one after another on one axis of `N` rows, nothing padded.
 #[derive(Debug, Clone)]
@@ -41,7 +21,7 @@ pub struct Packed {
     pub positions: [Vec<u32>; 3],
     /// Which rows see which.
     pub segments: Arc<Segments>,
-    /// The pictures whose merged tokens fill the image rows, in order.
+    /// The pictures whose tokens fill the image rows, in order.
     pub images: Vec<Patches>,
 }
 
@@ -59,22 +39,22 @@ pub enum Trainable {
 
 /// The model over its weights. Cloning shares the weights.
 #[derive(Debug, Clone)]
-pub struct Qwen25Vl {
+pub struct Model {
     config: Config,
-    vision: vision::VisionTower,
-    text: text::LanguageModel,
+    vision: Tower<Tensor>,
+    text: LanguageModel,
 }
 
-impl Qwen25Vl {
+impl Model {
     /// A view of the weights through which gradients reach what is trainable.
     ///
     /// # Errors
     /// When a weight is missing.
-    pub fn new(config: &Config, weights: &Weights, trainable: Trainable) -> Result<Qwen25Vl> {
-        Ok(Qwen25Vl {
+    pub fn new(config: &Config, weights: &Weights, trainable: Trainable) -> Result<Model> {
+        Ok(Model {
             config: config.clone(),
-            vision: vision::VisionTower::new(&config.vision, weights, trainable != Trainable::All)?,
-            text: text::LanguageModel::new(&config.text, weights, trainable == Trainable::Nothing)?,
+            vision: Tower::new(config, &|name| weights.get(name, trainable != Trainable::All))?,
+            text: LanguageModel::new(config.text(), weights, trainable == Trainable::Nothing)?,
         })
     }
 
@@ -83,17 +63,18 @@ impl Qwen25Vl {
         &self.config
     }
 
-    /// Merged tokens `[tokens, hidden]` of pictures, one picture after another.
+    /// Tokens `[tokens, hidden]` of pictures, one picture after another.
     ///
     /// # Errors
     /// When there is no picture or one does not fit.
     pub fn encode_images(&self, images: &[&Patches]) -> Result<Tensor> {
-        self.vision.forward(images)
+        let (device, dtype) = (self.head().device().clone(), self.head().dtype());
+        self.vision.forward(&Graph { device, dtype }, images)
     }
 
     /// Hidden rows `[N, hidden]` after the final norm.
     ///
-    /// `image_embeds` are the merged tokens of `packed.images` where the caller has them; otherwise the pictures are encoded here.
+    /// `image_embeds` are the tokens of `packed.images` where the caller has them; otherwise the pictures are encoded here.
     ///
     /// # Errors
     /// When image rows and merged tokens differ in number, or shapes do not fit.
@@ -109,10 +90,10 @@ impl Qwen25Vl {
     /// Embedded rows: the table's for text, the merged tokens in order for image rows.
     fn embed(&self, ids: &[u32], images: Option<&Tensor>) -> Result<Tensor> {
         let table = self.text.embed();
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.text.vocab_size) {
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.text().vocab_size) {
             return Err(ModelError::Prompt(format!("token {id} is outside the vocabulary of {}", table.dim(0)?)));
         }
-        let wanted = ids.iter().filter(|&&id| id == self.config.image_token_id).count();
+        let wanted = ids.iter().filter(|&&id| id == self.config.image_token_id()).count();
         let given = images.map_or(Ok(0), |images| images.dim(0))?;
         if wanted != given {
             return Err(ModelError::Prompt(format!("{wanted} image rows in the batch, but its pictures give {given}")));
@@ -121,7 +102,7 @@ impl Qwen25Vl {
         let text = table.index_select(&rows, 0)?;
         let Some(images) = images else { return Ok(text) };
         let mut next = ids.len() as u32;
-        let place = |(row, &id): (usize, &u32)| match id == self.config.image_token_id {
+        let place = |(row, &id): (usize, &u32)| match id == self.config.image_token_id() {
             true => {
                 next += 1;
                 next - 1
