@@ -197,13 +197,14 @@ mod tests {
         let tiles = processor();
         assert_eq!(tiles.canvas(56, 56), (1, 1));
         assert_eq!(tiles.canvas(500, 500), (3, 3));
-        assert_eq!(tiles.canvas(210, 150), (3, 2));
+        assert_eq!(tiles.canvas(210, 150), (4, 3));
+        assert_eq!(Tiles { max_tiles: 6, ..tiles.clone() }.canvas(210, 150), (3, 2));
         assert_eq!(tiles.canvas(10_000, 1), (12, 1));
     }
 
     #[test]
     fn several_tiles_are_followed_by_the_whole() {
-        let patches = processor().process(&RgbImage::new(210, 150)).unwrap();
+        let patches = Tiles { max_tiles: 6, ..processor() }.process(&RgbImage::new(210, 150)).unwrap();
         assert_eq!((patches.grid, patches.tokens), ([7, 4, 4], 28));
         let one = processor().process(&RgbImage::new(1, 1)).unwrap();
         assert_eq!((one.grid, one.tokens), ([1, 4, 4], 4));
