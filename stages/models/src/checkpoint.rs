@@ -62,11 +62,22 @@ impl TensorFiles {
     ///
     /// # Errors
     /// When neither is there or a file is damaged.
-    #[allow(unsafe_code, reason = "maps weight files instead of copying gigabytes; they are not changed while open")]
     pub fn open(dir: &Path) -> Result<TensorFiles> {
-        let paths = weight_files(dir)?;
+        TensorFiles::map(dir, &weight_files(dir)?)
+    }
+
+    /// Opens `adapter_model.safetensors`.
+    ///
+    /// # Errors
+    /// When it is not there or damaged.
+    pub fn open_adapter(dir: &Path) -> Result<TensorFiles> {
+        TensorFiles::map(dir, &[dir.join("adapter_model.safetensors")])
+    }
+
+    #[allow(unsafe_code, reason = "maps weight files instead of copying gigabytes; they are not changed while open")]
+    fn map(dir: &Path, paths: &[PathBuf]) -> Result<TensorFiles> {
         // SAFETY: model directories are read-only artifacts; nobody truncates them while a model loads.
-        let files = unsafe { MmapedSafetensors::multi(&paths) }
+        let files = unsafe { MmapedSafetensors::multi(paths) }
             .map_err(|error| ModelError::File { path: dir.into(), message: error.to_string() })?;
         let names = files.tensors().into_iter().map(|(name, _)| name).collect();
         Ok(TensorFiles { files, names, dir: dir.into() })

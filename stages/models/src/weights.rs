@@ -12,6 +12,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::checkpoint::TensorFiles;
 use crate::error::{ModelError, Result};
+use crate::lora::Adapter;
 
 /// How a weight is drawn when a model is made anew.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -128,7 +129,7 @@ fn is_no_weight(name: &str, specs: &[WeightSpec]) -> bool {
 }
 
 /// Normal numbers of a stream that belongs to (seed, name) alone (Box and Muller 1958).
-fn normals(seed: u64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
+pub(crate) fn normals(seed: u64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
     let mut hasher = blake3::Hasher::new_derive_key("mpcc weight initialisation");
     hasher.update(&seed.to_le_bytes());
     hasher.update(name.as_bytes());
@@ -151,6 +152,8 @@ pub struct Weights {
     /// Tensors of no use, under the names they are written with.
     kept: BTreeMap<String, Tensor>,
     specs: Vec<WeightSpec>,
+    /// What is added to some weights; then nothing else is trained.
+    adapter: Option<Adapter>,
 }
 
 impl Weights {
@@ -190,7 +193,7 @@ impl Weights {
         for spec in specs.iter().filter(|spec| !spec.kept) {
             vars.insert(spec.name.clone(), Var::from_tensor(&make(spec)?)?);
         }
-        Ok(Weights { vars, kept: BTreeMap::new(), specs })
+        Ok(Weights { vars, kept: BTreeMap::new(), specs, adapter: None })
     }
 
     /// A copy that shares no memory with this one, such as the reference policy of a training.
@@ -200,7 +203,8 @@ impl Weights {
     pub fn deep_copy(&self) -> Result<Weights> {
         let copy = |(name, var): (&String, &Var)| Ok((name.clone(), Var::from_tensor(&var.as_tensor().copy()?)?));
         let vars = self.vars.iter().map(copy).collect::<Result<_>>()?;
-        Ok(Weights { vars, kept: self.kept.clone(), specs: self.specs.clone() })
+        let adapter = self.adapter.as_ref().map(Adapter::deep_copy).transpose()?;
+        Ok(Weights { vars, kept: self.kept.clone(), specs: self.specs.clone(), adapter })
     }
 
     /// A weight; detached, so that no gradient flows to it, where it is frozen.
@@ -212,7 +216,44 @@ impl Weights {
             .vars
             .get(name)
             .ok_or_else(|| ModelError::Weight { name: name.into(), message: "is no weight of this model".into() })?;
-        Ok(if frozen { var.as_detached_tensor() } else { var.as_tensor().clone() })
+        let Some(adapter) = &self.adapter else {
+            return Ok(if frozen { var.as_detached_tensor() } else { var.as_tensor().clone() });
+        };
+        let base = var.as_detached_tensor();
+        match adapter.update(name, base.dims()[0], frozen)? {
+            Some(update) => Ok((base + update)?),
+            None => Ok(base),
+        }
+    }
+
+    /// The same weights, shared, under an adapter of their own.
+    pub fn adapted(&self, adapter: Adapter) -> Weights {
+        Weights { adapter: Some(adapter), ..self.clone() }
+    }
+
+    /// The adapter, if there is one.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// New weights into which the adapter is merged.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn merged(&self) -> Result<Weights> {
+        let merge = |name: &String| Ok((name.clone(), Var::from_tensor(&self.get(name, true)?.copy()?)?));
+        let vars = self.vars.keys().map(merge).collect::<Result<_>>()?;
+        Ok(Weights { vars, kept: self.kept.clone(), specs: self.specs.clone(), adapter: None })
+    }
+
+    /// How the weights are made of tensors on disk.
+    pub fn specs(&self) -> &[WeightSpec] {
+        &self.specs
+    }
+
+    /// The variables whose values decide the model beside what it started from: the adapter's, else all.
+    pub fn state(&self) -> BTreeMap<String, Var> {
+        self.adapter.as_ref().map_or_else(|| self.vars.clone(), Adapter::vars)
     }
 
     /// All variables by name.
@@ -220,10 +261,11 @@ impl Weights {
         &self.vars
     }
 
-    /// The variables that training changes, in name order; without those of the vision tower when it is frozen.
+    /// The variables that training changes, in name order: the adapter's if there is one, else all; without those of the vision
+    /// tower when it is frozen.
     pub fn trainable(&self, freeze_vision: bool) -> Vec<(String, Var)> {
         let wanted = |name: &str| !(freeze_vision && name.starts_with("visual."));
-        self.vars.iter().filter(|(name, _)| wanted(name)).map(|(name, var)| (name.clone(), var.clone())).collect()
+        self.state().into_iter().filter(|(name, _)| wanted(name)).collect()
     }
 
     /// Number of values.
@@ -257,7 +299,13 @@ impl Weights {
     /// # Errors
     /// When a weight cannot be read back, and what `work` returns.
     pub fn with_slices<R>(&self, work: impl FnOnce(&Slices<'_>) -> Result<R>) -> Result<R> {
-        let held = self.vars.iter().map(|(name, var)| Ok((name.as_str(), Held::new(var.as_tensor())?)));
+        let merged: Vec<Option<Tensor>> = match &self.adapter {
+            Some(_) => self.vars.keys().map(|name| self.get(name, true).map(Some)).collect::<Result<_>>()?,
+            None => vec![None; self.vars.len()],
+        };
+        let held = self.vars.iter().zip(&merged).map(|((name, var), merged)| {
+            Ok((name.as_str(), Held::new(merged.as_ref().unwrap_or_else(|| var.as_tensor()))?))
+        });
         let held: Vec<(&str, Held<'_>)> = held.collect::<Result<_>>()?;
         let slices: Result<BTreeMap<&str, &[f32]>> =
             held.iter().map(|(name, held)| Ok((*name, held.slice()?))).collect();

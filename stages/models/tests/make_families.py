@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
 """Writes tests/fixtures/families: tiny random models of every family and what PyTorch computes with them.
 
-    python3 -m venv venv && venv/bin/pip install torch torchvision transformers safetensors pillow
+    python3 -m venv venv && venv/bin/pip install torch torchvision transformers peft safetensors pillow
     venv/bin/python make_families.py                    # the committed ones: seed 1, pictures of fixtures/images
     venv/bin/python make_families.py OUT SEED [NAME..]  # others, into another folder; pictures of other odd sizes too
 
 OUT/<name>/                the model directory, as transformers writes it
 OUT/<name>/images/*.png    pictures, where they are not those of fixtures/images
 OUT/<name>/cases.json      conversations with their text, ids, positions and greedy continuation of 32 tokens; the loss of one answer
+OUT/<name>/adapter/        a low-rank adapter of the language model, where peft is there
 OUT/<name>/reference.safetensors
     <case>.logits          the last 16 rows, [16, vocabulary]
     <case>.pixels          every 31st processed value, patch after patch
+    adapted.logits         those of the case `one` under the adapter
     sft.<weight>           gradient of the loss, flattened, every (numel // 48)-th value (at least every one)
 
 All weights are drawn, biases, norms and scales too, so that a forgotten one shows.
@@ -304,6 +306,28 @@ def gradients(family, model, inputs, target):
     return loss.item(), found
 
 
+def adapt(model, inputs, folder):
+    """Puts a drawn adapter on the language model, saves it, and returns the logits under it."""
+    try:
+        import peft
+    except ImportError:
+        return {}
+    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=r".*language_model.*(q_proj|v_proj|gate_proj|down_proj)")
+    adapted = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(99 + SEED)
+    with torch.no_grad():
+        for name, weight in sorted(adapted.named_parameters()):
+            if "lora_" in name:
+                weight.copy_(0.4 * torch.randn(weight.shape, generator=generator))
+        logits = adapted.eval()(**inputs).logits[0, -16:]
+    adapted.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    written = json.loads((folder / "adapter_config.json").read_text())
+    written["base_model_name_or_path"] = None
+    (folder / "adapter_config.json").write_text(json.dumps(written, indent=1) + "\n")
+    return {"adapted.logits": logits}
+
+
 def write(family, make):
     torch.manual_seed(0)
     folder = OUT / family
@@ -334,6 +358,7 @@ def write(family, make):
     loss, grads = gradients(family, model, inputs["one"], target)
     tensors.update(grads)
     out["sft"] = dict(prompt="one", target=target, loss=loss)
+    tensors.update(adapt(model, inputs["one"], folder / "adapter"))
     save_file({k: v.contiguous().float() for k, v in tensors.items()}, folder / "reference.safetensors")
     (folder / "cases.json").write_text(json.dumps(out, ensure_ascii=False) + "\n")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

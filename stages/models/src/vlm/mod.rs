@@ -35,6 +35,7 @@ use crate::checkpoint::{self, TensorFiles, read_json_if_there, write_json};
 use crate::device::DeviceChoice;
 use crate::error::{ModelError, Result};
 use crate::image::Processor;
+use crate::lora::{Adapter, LoraConfig};
 use crate::tokenizer::TextTokenizer;
 use crate::weights::Weights;
 
@@ -191,7 +192,45 @@ impl Vlm {
         Ok(Vlm { weights, model, ..self.clone() })
     }
 
-    /// The architecture over the model's weights, for inference: no gradient flows.
+    /// The same model, its weights shared, under a new adapter that changes nothing yet; training then changes the adapter alone.
+    ///
+    /// # Errors
+    /// When a target is no map of the language model.
+    pub fn with_new_adapter(&self, config: &LoraConfig, seed: u64) -> Result<Vlm> {
+        let head = self.model.head();
+        self.under(Adapter::draw(self.weights.specs(), config, seed, head.dtype(), head.device())?)
+    }
+
+    /// The same model, its weights shared, under an adapter read from a folder in PEFT's layout.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, or a pair fits no weight of the model.
+    pub fn with_adapter(&self, dir: &Path) -> Result<Vlm> {
+        let head = self.model.head();
+        self.under(Adapter::read(dir, self.weights.specs(), head.dtype(), head.device())?)
+    }
+
+    fn under(&self, adapter: Adapter) -> Result<Vlm> {
+        if self.weights.adapter().is_some() {
+            return Err(ModelError::Setting("the model has an adapter already: merge it first".into()));
+        }
+        let weights = self.weights.adapted(adapter);
+        let model = Model::new(&self.config, &weights, Trainable::Nothing)?;
+        Ok(Vlm { weights, model, ..self.clone() })
+    }
+
+    /// The model with its adapter, as it stands now, merged into weights of its own.
+    ///
+    /// # Errors
+    /// When there is no room for the weights.
+    pub fn merged(&self) -> Result<Vlm> {
+        let weights = self.weights.merged()?;
+        let model = Model::new(&self.config, &weights, Trainable::Nothing)?;
+        Ok(Vlm { weights, model, ..self.clone() })
+    }
+
+    /// The architecture over the model's weights, for inference: no gradient flows. Under an adapter it shows the weights as
+    /// they were when the adapter came; [`Vlm::merged`] and [`Vlm::view`] show them as they are.
     pub fn model(&self) -> &Model {
         &self.model
     }
