@@ -21,7 +21,9 @@ use mpcc_models::train::optim::AdamWConfig;
 use mpcc_models::train::order::places;
 use mpcc_models::train::schedule::{Decay, Schedule};
 use mpcc_models::train::session::StepConfig;
-use mpcc_models::vlm::{Assets, Config, GenerationConfig, LoadOptions, TextConfig, VisionConfig, Vlm};
+use mpcc_models::vlm::qwen::{Blocks, Config, VisionConfig};
+use mpcc_models::vlm::text::{Decoder, RopeScaling, TextConfig};
+use mpcc_models::vlm::{Assets, GenerationConfig, LoadOptions, Vlm};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -190,6 +192,7 @@ impl Size {
         let head_dim = self.hidden / self.heads;
         Config {
             text: TextConfig {
+                decoder: Decoder::Qwen2,
                 vocab_size: words::vocabulary().len(),
                 hidden_size: self.hidden,
                 intermediate_size: self.intermediate,
@@ -198,7 +201,9 @@ impl Size {
                 max_position_embeddings: 2048,
                 rms_norm_eps: 1e-6,
                 rope_theta: 10_000.0,
-                mrope_section: sections(head_dim / 2),
+                rope_scaling: RopeScaling::None,
+                mrope_section: Some(sections(head_dim / 2)),
+                sliding: None,
                 tie_word_embeddings: true,
             },
             vision: self.vision(),
@@ -221,10 +226,12 @@ impl Size {
             patch_size: PATCH,
             spatial_merge_size: MERGE,
             temporal_patch_size: 1,
-            window_size: 112,
-            fullatt_block_indexes: vec![self.vision_layers - 1],
             out_hidden_size: self.hidden,
-            tokens_per_second: 2,
+            blocks: Blocks::Windowed {
+                window_size: 112,
+                fullatt_block_indexes: vec![self.vision_layers - 1],
+                tokens_per_second: 2,
+            },
         }
     }
 }
@@ -250,7 +257,7 @@ fn assets() -> Result<Assets, ModelError> {
     Ok(Assets {
         tokenizer: TextTokenizer::new(file, words::tokenizer_config())?,
         chat: ChatTemplate::new(words::CHAT_TEMPLATE)?,
-        processor,
+        processor: processor.into(),
         generation: GenerationConfig::new(vec![special(words::END_OF_TURN)], special(words::END_OF_TEXT)),
     })
 }

@@ -135,6 +135,6 @@ fn single_ops() {
     let (qkv, angle) = (draw(rows, shape.qkv_width()), draw(rows, 24));
     let (cos, sin) = (angle.as_detached_tensor().cos().expect("room"), angle.as_detached_tensor().sin().expect("room"));
     let fused = || ops::attention(&qkv, &cos, &sin, &segments, shape).expect("attention");
-    let plain = || reference::attention(&qkv, &cos, &sin, &segments, shape).expect("attention");
+    let plain = || reference::attention(&qkv, &cos, &sin, &segments, shape, None).expect("attention");
     both("attention, 32 x 62 causal", &fused, &plain);
 }

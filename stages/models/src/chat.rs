@@ -63,10 +63,17 @@ impl Turn {
         self.parts.iter().filter(|part| **part == Part::Image).count()
     }
 
-    fn message(&self) -> Value {
-        let content = match self.parts.as_slice() {
-            [Part::Text(text)] => Value::from(text.as_str()),
-            parts => parts
+    fn message(&self, content: Content, placeholder: &str) -> Value {
+        let content = match (self.parts.as_slice(), content) {
+            ([Part::Text(text)], Content::Either) => Value::from(text.as_str()),
+            (parts, Content::Text) => {
+                let written = parts.iter().map(|part| match part {
+                    Part::Text(text) => text.clone(),
+                    Part::Image => format!("{placeholder}\n"),
+                });
+                Value::from(written.collect::<String>())
+            }
+            (parts, _) => parts
                 .iter()
                 .map(|part| match part {
                     Part::Text(text) => json!({ "type": "text", "text": text }),
@@ -78,11 +85,37 @@ impl Turn {
     }
 }
 
+/// In which form a template takes what a turn says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    /// A string where a turn is text alone, else a list of parts: the template asks which.
+    Either,
+    /// Always a list of parts.
+    Parts,
+    /// Always a string: a template made for text, in which each picture is its placeholder and a line break.
+    Text,
+}
+
+impl Content {
+    /// The form that a template's text shows.
+    fn of(source: &str) -> Content {
+        let has = |words: &[&str]| words.iter().any(|word| source.contains(word));
+        if has(&["is string", "is not string"]) {
+            Content::Either
+        } else if has(&["['type']", "[\"type\"]", ".type", "'type'", "\"type\""]) {
+            Content::Parts
+        } else {
+            Content::Text
+        }
+    }
+}
+
 /// A compiled chat template.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
+    content: Content,
 }
 
 impl ChatTemplate {
@@ -100,7 +133,7 @@ impl ChatTemplate {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_template_owned("chat", source.clone()).map_err(template_error)?;
-        Ok(ChatTemplate { environment, source })
+        Ok(ChatTemplate { environment, content: Content::of(&source), source })
     }
 
     /// Finds the template of a model directory.
@@ -125,12 +158,20 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// The text of a conversation; `open` adds the opening of the model's next turn.
+    /// The text of a conversation; `open` adds the opening of the model's next turn. `placeholder` stands for a picture where the
+    /// template knows text alone.
     ///
     /// # Errors
     /// When the template raises an error.
-    pub fn render(&self, turns: &[Turn], open: bool, bos: Option<&str>, eos: Option<&str>) -> Result<String> {
-        let messages: Vec<Value> = turns.iter().map(Turn::message).collect();
+    pub fn render(
+        &self,
+        turns: &[Turn],
+        open: bool,
+        placeholder: &str,
+        bos: Option<&str>,
+        eos: Option<&str>,
+    ) -> Result<String> {
+        let messages: Vec<Value> = turns.iter().map(|turn| turn.message(self.content, placeholder)).collect();
         let template = self.environment.get_template("chat").map_err(template_error)?;
         template
             .render(context! {
@@ -165,14 +206,25 @@ mod tests {
             Turn::text(Role::System, " rules "),
             Turn { role: Role::User, parts: vec![Part::Image, Part::Text("what?".into())] },
         ];
-        assert_eq!(template.render(&turns, true, None, None).unwrap(), "<system>rules[image]what?<open>");
+        assert_eq!(template.render(&turns, true, "[x]", None, None).unwrap(), "<system>rules[image]what?<open>");
         assert_eq!(turns[1].images(), 1);
+    }
+
+    #[test]
+    fn the_template_decides_what_form_a_turn_has() {
+        let turns = [Turn { role: Role::User, parts: vec![Part::Image, Part::Text("what?".into())] }];
+        let text = ChatTemplate::new("{% for m in messages %}{{ m.content }};{% endfor %}").unwrap();
+        assert_eq!(text.render(&turns, false, "[x]", None, None).unwrap(), "[x]\nwhat?;");
+        let parts = "{% for m in messages %}{% for c in m.content | selectattr('type', 'equalto', 'image') %}[p]{% endfor %}{% for c in m.content | selectattr('type', 'equalto', 'text') %}{{ c.text }}{% endfor %}{% endfor %}";
+        let parts = ChatTemplate::new(parts).unwrap();
+        assert_eq!(parts.render(&turns, false, "[x]", None, None).unwrap(), "[p]what?");
+        assert_eq!(parts.render(&[Turn::text(Role::User, "so")], false, "[x]", None, None).unwrap(), "so");
     }
 
     #[test]
     fn an_exception_of_the_template_is_the_error() {
         let template = ChatTemplate::new("{{ raise_exception('roles must alternate') }}").unwrap();
-        let error = template.render(&[], false, None, None).unwrap_err();
+        let error = template.render(&[], false, "[x]", None, None).unwrap_err();
         assert!(error.to_string().contains("roles must alternate"), "{error}");
         assert!(ChatTemplate::new("{% if %}").is_err());
     }

@@ -62,11 +62,22 @@ impl TensorFiles {
     ///
     /// # Errors
     /// When neither is there or a file is damaged.
-    #[allow(unsafe_code, reason = "maps weight files instead of copying gigabytes; they are not changed while open")]
     pub fn open(dir: &Path) -> Result<TensorFiles> {
-        let paths = weight_files(dir)?;
+        TensorFiles::map(dir, &weight_files(dir)?)
+    }
+
+    /// Opens `adapter_model.safetensors`.
+    ///
+    /// # Errors
+    /// When it is not there or damaged.
+    pub fn open_adapter(dir: &Path) -> Result<TensorFiles> {
+        TensorFiles::map(dir, &[dir.join("adapter_model.safetensors")])
+    }
+
+    #[allow(unsafe_code, reason = "maps weight files instead of copying gigabytes; they are not changed while open")]
+    fn map(dir: &Path, paths: &[PathBuf]) -> Result<TensorFiles> {
         // SAFETY: model directories are read-only artifacts; nobody truncates them while a model loads.
-        let files = unsafe { MmapedSafetensors::multi(&paths) }
+        let files = unsafe { MmapedSafetensors::multi(paths) }
             .map_err(|error| ModelError::File { path: dir.into(), message: error.to_string() })?;
         let names = files.tensors().into_iter().map(|(name, _)| name).collect();
         Ok(TensorFiles { files, names, dir: dir.into() })
@@ -77,16 +88,35 @@ impl TensorFiles {
         &self.names
     }
 
-    /// Reads the first of `names` that exists.
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The first of `names` that exists.
+    pub fn find<'n>(&self, names: &'n [String]) -> Option<&'n str> {
+        names.iter().find(|name| self.names.contains(*name)).map(String::as_str)
+    }
+
+    /// The first of `names` that exists.
     ///
     /// # Errors
-    /// When none exists or the data cannot be read.
-    pub fn load(&self, names: &[String], dtype: DType, device: &Device) -> Result<Tensor> {
-        let name = names.iter().find(|name| self.names.contains(*name)).ok_or_else(|| ModelError::Weight {
+    /// When none exists.
+    pub fn must_find<'n>(&self, names: &'n [String]) -> Result<&'n str> {
+        self.find(names).ok_or_else(|| ModelError::Weight {
             name: names[0].clone(),
             message: format!("missing in {} ({} tensors there)", self.dir.display(), self.names.len()),
-        })?;
-        Ok(self.files.load(name, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+        })
+    }
+
+    /// Reads a tensor.
+    ///
+    /// # Errors
+    /// When it does not exist or its data cannot be read.
+    pub fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let tensor = self.files.load(name, &Device::Cpu);
+        let tensor = tensor.map_err(|error| ModelError::Weight { name: name.into(), message: error.to_string() })?;
+        Ok(tensor.to_dtype(dtype)?.to_device(device)?)
     }
 }
 

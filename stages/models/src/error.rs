@@ -47,6 +47,9 @@ pub enum ModelError {
         /// Why.
         message: String,
     },
+    /// A file that holds no picture.
+    #[error("not a picture that can be read: {0}")]
+    Picture(String),
     /// The tokenizer refused its own file or a text.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use crate::error::{ModelError, Result};
 use crate::sample::Sampler;
-use crate::vlm::qwen2_5_vl::infer::{Inference, Lane};
-use crate::vlm::qwen2_5_vl::prefill::Prefilled;
+use crate::vlm::infer::{Inference, Lane};
+use crate::vlm::prefill::Prefilled;
 use crate::vlm::{Config, Prompt, Vlm};
 
 pub use crate::sample::Sampling;
@@ -185,7 +185,7 @@ impl Batch<'_> {
     /// no picture to stand for, and training on the answer would look for one.
     fn take(&self, row: &mut Row, logits: &mut [f32]) -> bool {
         if self.requests[row.request].sampling.temperature > 0.0
-            && let Some(logit) = logits.get_mut(self.vlm.config().image_token_id as usize)
+            && let Some(logit) = logits.get_mut(self.vlm.config().image_token_id() as usize)
         {
             *logit = f32::NEG_INFINITY;
         }
@@ -246,6 +246,7 @@ impl Batch<'_> {
 
 /// Bytes of keys and values that a request takes.
 fn cache_bytes(config: &Config, request: &GenerateRequest) -> usize {
-    let token = 2 * config.text.layers * config.text.heads.kv_heads * config.text.heads.head_dim * size_of::<f32>();
+    let (layers, heads) = (config.text().layers, config.text().heads);
+    let token = 2 * layers * heads.kv_heads * heads.head_dim * size_of::<f32>();
     token * (request.prompt.ids.len() + request.seeds.len() * request.sampling.max_new_tokens)
 }

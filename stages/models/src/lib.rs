@@ -5,6 +5,7 @@
 //! | [`image`], [`tokenizer`], [`chat`] | from pictures and conversations to what a model reads |
 //! | [`vlm`] | architectures, and [`Vlm`](vlm::Vlm), a model directory in memory |
 //! | [`weights`], [`checkpoint`] | named variables and the files they come from |
+//! | [`lora`] | low-rank adapters |
 //! | [`generate`], [`score`], [`sample`] | answers, likelihoods, and how a token is drawn |
 //! | [`kernel`] | inference on plain rows, a row's result independent of its batch |
 //! | [`ops`] | differentiable operations on packed rows |
@@ -18,6 +19,7 @@ pub mod error;
 pub mod generate;
 pub mod image;
 pub mod kernel;
+pub mod lora;
 pub mod ops;
 pub mod sample;
 pub mod score;

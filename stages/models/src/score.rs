@@ -8,8 +8,8 @@ use std::sync::Arc;
 use crate::error::{ModelError, Result};
 use crate::kernel::attend::Stretch;
 use crate::kernel::rows::log_sum_exp;
-use crate::vlm::qwen2_5_vl::infer::{Inference, Lane};
-use crate::vlm::qwen2_5_vl::prefill::{Prefilled, ROWS_AT_ONCE};
+use crate::vlm::infer::{Inference, Lane};
+use crate::vlm::prefill::{Prefilled, ROWS_AT_ONCE};
 use crate::vlm::{Prompt, Vlm};
 
 /// Continuations to weigh against each other.
@@ -99,7 +99,7 @@ impl Scorer<'_> {
         let branches: Vec<(&Root, &[u32])> =
             with.iter().map(|&index| (&roots[index], requests[index].prefix.as_slice())).collect();
         let (lanes, hidden) = self.extend(&branches)?;
-        let (width, mut end) = (self.inference.config.text.hidden_size, 0);
+        let (width, mut end) = (self.inference.config.text().hidden_size, 0);
         for (index, lane) in with.into_iter().zip(lanes) {
             let count = requests[index].prefix.len();
             end += count;
@@ -129,7 +129,7 @@ impl Scorer<'_> {
         let shortened: Vec<(&Root, &[u32])> =
             branches.iter().map(|(root, ids)| (*root, &ids[..ids.len().saturating_sub(1)])).collect();
         let (_, hidden) = self.extend(&shortened)?;
-        let width = self.inference.config.text.hidden_size;
+        let width = self.inference.config.text().hidden_size;
         let (mut start, mut sums) = (0, Vec::with_capacity(branches.len()));
         for (root, ids) in branches {
             let mut rows = root.before.to_vec();

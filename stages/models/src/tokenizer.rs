@@ -57,6 +57,16 @@ impl TextTokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// [`Self::encode`] with the special tokens that the tokenizer puts around every text.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text.
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding =
+            self.tokenizer.encode_fast(text, true).map_err(|error| ModelError::Tokenizer(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
     /// The text of some ids, special tokens left out except the think and answer tags.
     ///
     /// # Errors
@@ -79,6 +89,11 @@ impl TextTokenizer {
     /// Number of tokens, added ones included.
     pub fn len(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
+    }
+
+    /// The largest id that a text can have.
+    pub fn largest_id(&self) -> u32 {
+        self.tokenizer.get_vocab(true).into_values().max().unwrap_or(0)
     }
 
     /// Whether the vocabulary is empty.

@@ -4,7 +4,7 @@
 //! value; gate and up): one multiplication instead of three or two. [`WeightSpec`] says how a packed matrix is assembled on reading
 //! and split on writing. A frozen weight is handed out detached, so that no gradient is computed for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Storage, StorageRef, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
@@ -12,6 +12,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::checkpoint::TensorFiles;
 use crate::error::{ModelError, Result};
+use crate::lora::Adapter;
 
 /// How a weight is drawn when a model is made anew.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,35 +34,59 @@ pub struct WeightSpec {
     pub shape: Vec<usize>,
     /// Checkpoint tensors stacked along the rows, each with all names it is known by (the one to write first) and its shape on disk.
     pub parts: Vec<(Vec<String>, Vec<usize>)>,
+    /// One tensor on disk that holds all parts, as some checkpoints have it.
+    pub fused: Option<(Vec<String>, Vec<usize>)>,
     /// The first draw.
     pub init: Init,
+    /// Whether the tensor is of no use to us: read if it is there, written back, never trained.
+    pub kept: bool,
 }
 
 impl WeightSpec {
     /// A variable that is one tensor of the checkpoint, under the given names.
     pub fn plain(names: Vec<String>, shape: Vec<usize>, init: Init) -> WeightSpec {
-        WeightSpec { name: names[0].clone(), parts: vec![(names, shape.clone())], shape, init }
+        WeightSpec {
+            name: names[0].clone(),
+            parts: vec![(names, shape.clone())],
+            shape,
+            fused: None,
+            init,
+            kept: false,
+        }
     }
 
     fn read(&self, files: &TensorFiles, dtype: DType, device: &Device) -> Result<Tensor> {
+        if let Some((names, shape)) = &self.fused
+            && let Some(name) = files.find(names)
+        {
+            return Ok(load(files, name, shape, dtype, device)?.reshape(self.shape.as_slice())?);
+        }
         let mut stacked = Vec::with_capacity(self.parts.len());
         for (names, shape) in &self.parts {
-            let tensor = files.load(names, dtype, device)?;
-            if tensor.dims() != shape {
-                let message = format!("has shape {:?}, the configuration asks for {shape:?}", tensor.dims());
-                return Err(ModelError::Weight { name: names[0].clone(), message });
-            }
+            let tensor = load(files, files.must_find(names)?, shape, dtype, device)?;
             stacked.push(tensor.reshape(self.part_shape(shape))?);
         }
         Ok(if stacked.len() == 1 { stacked.remove(0) } else { Tensor::cat(&stacked, 0)? })
     }
 
-    /// A part's shape inside the variable: its rows, the variable's other dimensions.
+    /// The names on disk that reading looks at.
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.parts.iter().flat_map(|(names, _)| names).chain(self.fused.iter().flat_map(|(names, _)| names))
+    }
+
+    /// A part's shape inside the variable: the variable's own where it has one part, else its rows and the variable's other
+    /// dimensions.
     fn part_shape(&self, disk: &[usize]) -> Vec<usize> {
-        std::iter::once(disk[0]).chain(self.shape[1..].iter().copied()).collect()
+        match self.parts.len() {
+            1 => self.shape.clone(),
+            _ => std::iter::once(disk[0]).chain(self.shape[1..].iter().copied()).collect(),
+        }
     }
 
     fn split(&self, tensor: &Tensor) -> Result<Vec<(String, Tensor)>> {
+        if let [(names, shape)] = self.parts.as_slice() {
+            return Ok(vec![(names[0].clone(), tensor.contiguous()?.reshape(shape.as_slice())?)]);
+        }
         let mut start = 0;
         let mut parts = Vec::with_capacity(self.parts.len());
         for (names, shape) in &self.parts {
@@ -86,8 +111,25 @@ impl WeightSpec {
     }
 }
 
+/// A tensor of the files, which must have this shape.
+fn load(files: &TensorFiles, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+    let tensor = files.load(name, dtype, device)?;
+    if tensor.dims() != shape {
+        let message = format!("has shape {:?}, the configuration asks for {shape:?}", tensor.dims());
+        return Err(ModelError::Weight { name: name.into(), message });
+    }
+    Ok(tensor)
+}
+
+/// Whether a tensor of a checkpoint is no weight: buffers that earlier releases stored, and a head that is the embedding again.
+fn is_no_weight(name: &str, specs: &[WeightSpec]) -> bool {
+    let buffer = ["rotary_emb.inv_freq", "embeddings.position_ids", "embeddings.mask_token"];
+    let tied = name.ends_with("lm_head.weight") && specs.iter().all(|spec| spec.name != "lm_head.weight");
+    tied || buffer.iter().any(|end| name.ends_with(end))
+}
+
 /// Normal numbers of a stream that belongs to (seed, name) alone (Box and Muller 1958).
-fn normals(seed: u64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
+pub(crate) fn normals(seed: u64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
     let mut hasher = blake3::Hasher::new_derive_key("mpcc weight initialisation");
     hasher.update(&seed.to_le_bytes());
     hasher.update(name.as_bytes());
@@ -107,16 +149,35 @@ fn normals(seed: u64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
 #[derive(Debug, Clone)]
 pub struct Weights {
     vars: BTreeMap<String, Var>,
+    /// Tensors of no use, under the names they are written with.
+    kept: BTreeMap<String, Tensor>,
     specs: Vec<WeightSpec>,
+    /// What is added to some weights; then nothing else is trained.
+    adapter: Option<Adapter>,
 }
 
 impl Weights {
     /// Reads every weight that the specifications name.
     ///
     /// # Errors
-    /// When one is missing or has another shape.
+    /// When one is missing or has another shape, or the files hold one that nobody asked for.
     pub fn read(specs: Vec<WeightSpec>, files: &TensorFiles, dtype: DType, device: &Device) -> Result<Weights> {
-        Weights::build(specs, |spec| spec.read(files, dtype, device))
+        let known: BTreeSet<&String> = specs.iter().flat_map(WeightSpec::names).collect();
+        let surplus = files.names().iter().filter(|name| !known.contains(name) && !is_no_weight(name, &specs));
+        let surplus: Vec<&String> = surplus.collect();
+        if let Some(first) = surplus.first() {
+            let others = if surplus.len() > 1 { format!(" (and {} others)", surplus.len() - 1) } else { String::new() };
+            let message = format!("is in {}{others}, but no weight of this configuration", files.dir().display());
+            return Err(ModelError::Weight { name: (*first).clone(), message });
+        }
+        let mut weights = Weights::build(specs, |spec| spec.read(files, dtype, device))?;
+        for spec in weights.specs.iter().filter(|spec| spec.kept) {
+            let there = |(names, _): &(Vec<String>, Vec<usize>)| files.find(names).is_some();
+            if spec.parts.iter().all(there) || spec.fused.as_ref().is_some_and(there) {
+                weights.kept.extend(spec.split(&spec.read(files, dtype, device)?)?);
+            }
+        }
+        Ok(weights)
     }
 
     /// Draws every weight; a tensor's values depend on the seed, its name and its shape alone.
@@ -129,10 +190,10 @@ impl Weights {
 
     fn build(specs: Vec<WeightSpec>, mut make: impl FnMut(&WeightSpec) -> Result<Tensor>) -> Result<Weights> {
         let mut vars = BTreeMap::new();
-        for spec in &specs {
+        for spec in specs.iter().filter(|spec| !spec.kept) {
             vars.insert(spec.name.clone(), Var::from_tensor(&make(spec)?)?);
         }
-        Ok(Weights { vars, specs })
+        Ok(Weights { vars, kept: BTreeMap::new(), specs, adapter: None })
     }
 
     /// A copy that shares no memory with this one, such as the reference policy of a training.
@@ -141,7 +202,9 @@ impl Weights {
     /// When the device has no room.
     pub fn deep_copy(&self) -> Result<Weights> {
         let copy = |(name, var): (&String, &Var)| Ok((name.clone(), Var::from_tensor(&var.as_tensor().copy()?)?));
-        Ok(Weights { vars: self.vars.iter().map(copy).collect::<Result<_>>()?, specs: self.specs.clone() })
+        let vars = self.vars.iter().map(copy).collect::<Result<_>>()?;
+        let adapter = self.adapter.as_ref().map(Adapter::deep_copy).transpose()?;
+        Ok(Weights { vars, kept: self.kept.clone(), specs: self.specs.clone(), adapter })
     }
 
     /// A weight; detached, so that no gradient flows to it, where it is frozen.
@@ -153,7 +216,44 @@ impl Weights {
             .vars
             .get(name)
             .ok_or_else(|| ModelError::Weight { name: name.into(), message: "is no weight of this model".into() })?;
-        Ok(if frozen { var.as_detached_tensor() } else { var.as_tensor().clone() })
+        let Some(adapter) = &self.adapter else {
+            return Ok(if frozen { var.as_detached_tensor() } else { var.as_tensor().clone() });
+        };
+        let base = var.as_detached_tensor();
+        match adapter.update(name, base.dims()[0], frozen)? {
+            Some(update) => Ok((base + update)?),
+            None => Ok(base),
+        }
+    }
+
+    /// The same weights, shared, under an adapter of their own.
+    pub fn adapted(&self, adapter: Adapter) -> Weights {
+        Weights { adapter: Some(adapter), ..self.clone() }
+    }
+
+    /// The adapter, if there is one.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// New weights into which the adapter is merged.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn merged(&self) -> Result<Weights> {
+        let merge = |name: &String| Ok((name.clone(), Var::from_tensor(&self.get(name, true)?.copy()?)?));
+        let vars = self.vars.keys().map(merge).collect::<Result<_>>()?;
+        Ok(Weights { vars, kept: self.kept.clone(), specs: self.specs.clone(), adapter: None })
+    }
+
+    /// How the weights are made of tensors on disk.
+    pub fn specs(&self) -> &[WeightSpec] {
+        &self.specs
+    }
+
+    /// The variables whose values decide the model beside what it started from: the adapter's, else all.
+    pub fn state(&self) -> BTreeMap<String, Var> {
+        self.adapter.as_ref().map_or_else(|| self.vars.clone(), Adapter::vars)
     }
 
     /// All variables by name.
@@ -161,10 +261,11 @@ impl Weights {
         &self.vars
     }
 
-    /// The variables that training changes, in name order; without those of the vision tower when it is frozen.
+    /// The variables that training changes, in name order: the adapter's if there is one, else all; without those of the vision
+    /// tower when it is frozen.
     pub fn trainable(&self, freeze_vision: bool) -> Vec<(String, Var)> {
         let wanted = |name: &str| !(freeze_vision && name.starts_with("visual."));
-        self.vars.iter().filter(|(name, _)| wanted(name)).map(|(name, var)| (name.clone(), var.clone())).collect()
+        self.state().into_iter().filter(|(name, _)| wanted(name)).collect()
     }
 
     /// Number of values.
@@ -177,7 +278,9 @@ impl Weights {
     /// # Errors
     /// When a tensor operation fails.
     pub fn published(&self) -> Result<BTreeMap<String, Tensor>> {
-        self.specs_of(&|name| self.get(name, true))
+        let mut all = self.specs_of(&|name| self.get(name, true))?;
+        all.extend(self.kept.clone());
+        Ok(all)
     }
 
     /// Any tensors named and shaped like this model's variables (gradients, moments), under their published names.
@@ -196,7 +299,13 @@ impl Weights {
     /// # Errors
     /// When a weight cannot be read back, and what `work` returns.
     pub fn with_slices<R>(&self, work: impl FnOnce(&Slices<'_>) -> Result<R>) -> Result<R> {
-        let held = self.vars.iter().map(|(name, var)| Ok((name.as_str(), Held::new(var.as_tensor())?)));
+        let merged: Vec<Option<Tensor>> = match &self.adapter {
+            Some(_) => self.vars.keys().map(|name| self.get(name, true).map(Some)).collect::<Result<_>>()?,
+            None => vec![None; self.vars.len()],
+        };
+        let held = self.vars.iter().zip(&merged).map(|((name, var), merged)| {
+            Ok((name.as_str(), Held::new(merged.as_ref().unwrap_or_else(|| var.as_tensor()))?))
+        });
         let held: Vec<(&str, Held<'_>)> = held.collect::<Result<_>>()?;
         let slices: Result<BTreeMap<&str, &[f32]>> =
             held.iter().map(|(name, held)| Ok((*name, held.slice()?))).collect();
@@ -205,7 +314,7 @@ impl Weights {
 
     fn specs_of(&self, find: &dyn Fn(&str) -> Result<Tensor>) -> Result<BTreeMap<String, Tensor>> {
         let mut all = BTreeMap::new();
-        for spec in &self.specs {
+        for spec in self.specs.iter().filter(|spec| !spec.kept) {
             all.extend(spec.split(&find(&spec.name)?)?);
         }
         Ok(all)
@@ -281,7 +390,9 @@ mod tests {
             name: "qk".into(),
             shape: vec![3, 2],
             parts: vec![(names("q"), vec![2, 2]), (names("k"), vec![1, 2])],
+            fused: None,
             init: Init::Normal(1.0),
+            kept: false,
         };
         let weights = Weights::draw(vec![spec], 7, DType::F32, &Device::Cpu).unwrap();
         let published = weights.published().unwrap();

@@ -100,7 +100,7 @@ fn attention_agrees_with_its_composite_on_random_segments() {
         let qkv = draw(&mut rng, list.rows(), shape.qkv_width());
         let (cos, sin) = angles(&mut rng, list.rows(), head_dim);
         let fused = run(|| ops::attention(&qkv, &cos, &sin, &list, shape), &[&qkv]);
-        let plain = run(|| reference::attention(&qkv, &cos, &sin, &list, shape), &[&qkv]);
+        let plain = run(|| reference::attention(&qkv, &cos, &sin, &list, shape, None), &[&qkv]);
         same(&format!("attention over {list:?}"), &fused, &plain);
     }
 }

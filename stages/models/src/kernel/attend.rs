@@ -71,13 +71,31 @@ impl Stretch {
     }
 }
 
-/// A stretch and how many of its first tokens a row sees.
+/// A stretch and which of its tokens a row sees.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
     /// The stretch.
     pub stretch: &'a Stretch,
-    /// Its visible tokens.
+    /// Its first visible token: above 0 where a sliding window has left tokens behind.
+    pub from: usize,
+    /// The token behind its last visible one.
     pub tokens: usize,
+}
+
+impl Seen<'_> {
+    fn len(&self) -> usize {
+        self.tokens - self.from
+    }
+}
+
+/// Takes from the front of what a row sees all but its last `window` tokens.
+pub fn slide(seen: &mut Vec<Seen<'_>>, window: usize) {
+    let mut room = window;
+    for part in seen.iter_mut().rev() {
+        part.from = part.tokens - part.len().min(room);
+        room -= part.len();
+    }
+    seen.retain(|part| part.len() > 0);
 }
 
 /// What one row's query heads `[heads * head_dim]` gather from what the row sees, into `out` of the same width.
@@ -89,9 +107,9 @@ pub fn attend(
     scratch: &mut Vec<f32>,
     out: &mut [f32],
 ) {
-    let tokens: usize = seen.iter().map(|part| part.tokens).sum();
+    let tokens: usize = seen.iter().map(Seen::len).sum();
     scratch.clear();
-    scratch.resize(tokens + STEP, 0.0);
+    scratch.resize(tokens + 2 * STEP, 0.0);
     for head in 0..shape.heads {
         let range = head * shape.head_dim..(head + 1) * shape.head_dim;
         one_head(&query[range.clone()], seen, layer, head / shape.group(), tokens, scratch, &mut out[range]);
@@ -105,8 +123,14 @@ wide! {
         let mut start = 0;
         for part in seen {
             let (keys, _) = part.stretch.head(layer, head, width);
-            score_keys(query, keys, part.stretch.capacity, part.tokens, scale, &mut scores[start..]);
-            start += part.tokens;
+            // Keys are scored from a whole step on; those before the window are dropped by moving the rest to the front.
+            let skip = part.from % STEP;
+            let first = part.from - skip;
+            score_keys(query, &keys[first..], part.stretch.capacity, part.tokens - first, scale, &mut scores[start..]);
+            if skip > 0 {
+                scores.copy_within(start + skip..start + skip + part.len(), start);
+            }
+            start += part.len();
         }
         softmax_body(&mut scores[..tokens]);
         for first in (0..width).step_by(OUT) {
@@ -115,13 +139,14 @@ wide! {
             start = 0;
             for part in seen {
                 let (_, values) = part.stretch.head(layer, head, width);
-                let weights = &scores[start..start + part.tokens];
+                let weights = &scores[start..start + part.len()];
+                let values = &values[part.from * width + first..];
                 if last - first == OUT {
-                    weigh::<OUT>(weights, &values[first..], width, &mut sums);
+                    weigh::<OUT>(weights, values, width, &mut sums);
                 } else {
-                    weigh_some(weights, &values[first..], width, &mut sums[..last - first]);
+                    weigh_some(weights, values, width, &mut sums[..last - first]);
                 }
-                start += part.tokens;
+                start += part.len();
             }
             out[first..last].copy_from_slice(&sums[..last - first]);
         }
@@ -220,14 +245,34 @@ mod tests {
     #[test]
     fn a_chain_of_stretches_is_one_sequence() {
         let (whole, first, second) = (stretch(0..37), stretch(0..20), stretch(20..37));
-        let parts = [Seen { stretch: &first, tokens: 20 }, Seen { stretch: &second, tokens: 17 }];
-        assert_eq!(gathered(&[Seen { stretch: &whole, tokens: 37 }]), gathered(&parts));
+        let parts = [Seen { stretch: &first, from: 0, tokens: 20 }, Seen { stretch: &second, from: 0, tokens: 17 }];
+        assert_eq!(gathered(&[Seen { stretch: &whole, from: 0, tokens: 37 }]), gathered(&parts));
+    }
+
+    #[test]
+    fn a_window_sees_the_latest_tokens_alone_wherever_stretches_part() {
+        let whole = stretch(0..60);
+        for cut in [1, 16, 20, 37, 59] {
+            let (first, second) = (stretch(0..cut), stretch(cut..60));
+            for window in [1, 5, 16, 23, 40, 59, 60, 90] {
+                let alone = stretch(60usize.saturating_sub(window)..60);
+                let expected = gathered(&[Seen { stretch: &alone, from: 0, tokens: alone.len() }]);
+                let mut one = vec![Seen { stretch: &whole, from: 0, tokens: 60 }];
+                let parts = [(&first, cut), (&second, 60 - cut)];
+                let mut two: Vec<_> =
+                    parts.iter().map(|(stretch, tokens)| Seen { stretch, from: 0, tokens: *tokens }).collect();
+                slide(&mut one, window);
+                slide(&mut two, window);
+                assert_eq!(gathered(&one), expected, "{window}");
+                assert_eq!(gathered(&two), expected, "{window} behind {cut}");
+            }
+        }
     }
 
     #[test]
     fn follows_the_definition() {
         let made = stretch(0..5);
-        let got = gathered(&[Seen { stretch: &made, tokens: 3 }]);
+        let got = gathered(&[Seen { stretch: &made, from: 0, tokens: 3 }]);
         let value = |token: usize, d: usize, salt: usize| f64::from(((token * 13 + d * 5 + salt) as f32 * 0.31).sin());
         for head in 0..2 {
             let dot = |token: usize| (0..6).map(|d| f64::from(query()[head * 6 + d]) * value(token, d, 1)).sum::<f64>();

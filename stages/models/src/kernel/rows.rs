@@ -55,6 +55,29 @@ wide! {
 }
 
 wide! {
+    /// Layer norm of every row of `x` into `y`, both `[n, weight.len()]`.
+    pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, y: &mut [f32]) {
+        for (x, y) in x.chunks_exact(weight.len()).zip(y.chunks_exact_mut(weight.len())) {
+            let mean = fixed_sum(x, |v| v) / weight.len() as f32;
+            let variance = fixed_sum(x, |v| (v - mean) * (v - mean)) / weight.len() as f32;
+            let scale = 1.0 / (variance + eps).sqrt();
+            for (((y, x), w), b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
+                *y = (x - mean) * scale * w + b;
+            }
+        }
+    }
+}
+
+wide! {
+    /// `x sigmoid(1.702 x)` in place.
+    pub fn quick_gelu(x: &mut [f32]) {
+        for x in x.iter_mut() {
+            *x /= 1.0 + exp(-1.702 * *x);
+        }
+    }
+}
+
+wide! {
     /// `silu(gate) * up` of rows `[n, 2 width]`, gate first, into `y` `[n, width]`.
     pub fn swiglu(gate_up: &[f32], width: usize, y: &mut [f32]) {
         for (row, y) in gate_up.chunks_exact(2 * width).zip(y.chunks_exact_mut(width)) {
@@ -151,6 +174,15 @@ mod tests {
         let mean: f64 = x[20..].iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / 20.0;
         let expected = f64::from(x[25]) / (mean + 1e-6).sqrt() * f64::from(weight[5]);
         assert!((f64::from(y[25]) - expected).abs() < 1e-6);
+        let shift: Vec<f32> = (0..20).map(|i| i as f32 * 0.1).collect();
+        layer_norm(&x, &weight, &shift, 1e-6, &mut y);
+        let middle = x[20..].iter().map(|v| f64::from(*v)).sum::<f64>() / 20.0;
+        let spread = x[20..].iter().map(|v| (f64::from(*v) - middle).powi(2)).sum::<f64>() / 20.0;
+        let expected = (f64::from(x[25]) - middle) / (spread + 1e-6).sqrt() * f64::from(weight[5]) + 0.5;
+        assert!((f64::from(y[25]) - expected).abs() < 1e-6);
+        let mut quick = [1.5f32, -0.25, 0.0];
+        quick_gelu(&mut quick);
+        assert!((f64::from(quick[0]) - 1.5 / (1.0 + (-1.702f64 * 1.5).exp())).abs() < 1e-6 && quick[2] == 0.0);
         let mut gated = vec![0.0; 20];
         swiglu(&x, 10, &mut gated);
         let (g, u) = (f64::from(x[23]), f64::from(x[33]));

@@ -27,6 +27,14 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     }
 }
 
+/// Layer normalisation over the last dimension: `x` `[n, d]`, `weight` and `bias` `[d]`.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    reference::layer_norm(x, weight, bias, eps)
+}
+
 /// `x` `[n, in]` times the transpose of `weight` `[out, in]`, plus `bias` `[out]`.
 ///
 /// A weight that is no variable (a frozen one, read as a plain tensor) gets no gradient and costs no memory for one.
@@ -70,11 +78,26 @@ pub fn attention(
     segments: &Arc<Segments>,
     shape: HeadShape,
 ) -> Result<Tensor> {
+    windowed_attention(qkv, cos, sin, segments, shape, None)
+}
+
+/// [`attention`] under a sliding window: a row of a causal segment sees the last `window` rows of its sequence alone, itself included.
+///
+/// # Errors
+/// When the shapes do not fit the segments or each other.
+pub fn windowed_attention(
+    qkv: &Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+    segments: &Arc<Segments>,
+    shape: HeadShape,
+    window: Option<usize>,
+) -> Result<Tensor> {
     if !fused::fits(&[qkv, cos, sin]) {
-        return reference::attention(qkv, cos, sin, segments, shape);
+        return reference::attention(qkv, cos, sin, segments, shape, window);
     }
     let (cos, sin) = (cos.detach().contiguous()?, sin.detach().contiguous()?);
-    qkv.contiguous()?.apply_op1(fused::attention::Attention { cos, sin, segments: segments.clone(), shape })
+    qkv.contiguous()?.apply_op1(fused::attention::Attention { cos, sin, segments: segments.clone(), shape, window })
 }
 
 /// Log-probability of `targets[i]` at hidden row `rows[i]`: `hidden` `[n, d]`, `head` `[V, d]` to `[rows.len()]`.

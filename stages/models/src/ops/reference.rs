@@ -21,6 +21,18 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     normed.to_dtype(x.dtype())?.broadcast_mul(weight)
 }
 
+/// Layer normalisation over the last dimension, computed in f32: `[n, d]`, weight and bias `[d]`.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let wide = x.to_dtype(DType::F32)?;
+    let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?;
+    normed.to_dtype(x.dtype())?.broadcast_mul(weight)?.broadcast_add(bias)
+}
+
 /// `x` `[n, in]` times the transpose of `weight` `[out, in]`, plus `bias` `[out]`.
 ///
 /// # Errors
@@ -50,7 +62,14 @@ pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// When the shapes do not fit.
-pub fn attention(qkv: &Tensor, cos: &Tensor, sin: &Tensor, segments: &Segments, shape: HeadShape) -> Result<Tensor> {
+pub fn attention(
+    qkv: &Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+    segments: &Segments,
+    shape: HeadShape,
+    window: Option<usize>,
+) -> Result<Tensor> {
     let HeadShape { heads, kv_heads, head_dim } = shape;
     let rows = qkv.dim(0)?;
     let part = |start: usize, count: usize| -> Result<Tensor> {
@@ -59,8 +78,9 @@ pub fn attention(qkv: &Tensor, cos: &Tensor, sin: &Tensor, segments: &Segments, 
     let query = rotate(&part(0, heads)?, cos, sin)?;
     let key = rotate(&part(heads, kv_heads)?, cos, sin)?;
     let value = part(heads + kv_heads, kv_heads)?;
+    let heads = [&query, &key, &value];
     let outputs: Vec<Tensor> =
-        segments.iter().map(|segment| attend(&query, &key, &value, segment, shape)).collect::<Result<_>>()?;
+        segments.iter().map(|segment| attend(heads, segment, shape, window)).collect::<Result<_>>()?;
     Tensor::cat(&outputs, 0)?.reshape((rows, shape.out_width()))
 }
 
@@ -71,7 +91,12 @@ fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     x.broadcast_mul(&cos.unsqueeze(1)?)? + turned.broadcast_mul(&sin.unsqueeze(1)?)?
 }
 
-fn attend(query: &Tensor, key: &Tensor, value: &Tensor, segment: &Segment, shape: HeadShape) -> Result<Tensor> {
+fn attend(
+    [query, key, value]: [&Tensor; 3],
+    segment: &Segment,
+    shape: HeadShape,
+    window: Option<usize>,
+) -> Result<Tensor> {
     let own = segment.own.len();
     let query = query.narrow(0, segment.own.start, own)?.transpose(0, 1)?.contiguous()?;
     let seen = |all: &Tensor| -> Result<Tensor> {
@@ -85,7 +110,7 @@ fn attend(query: &Tensor, key: &Tensor, value: &Tensor, segment: &Segment, shape
     let scale = 1.0 / (shape.head_dim as f64).sqrt();
     let scores = (query.matmul(&seen(key)?.t()?)? * scale)?.to_dtype(DType::F32)?;
     let scores = match segment.causal {
-        true => scores.broadcast_add(&mask(segment, query.device())?)?,
+        true => scores.broadcast_add(&mask(segment, window, query.device())?)?,
         false => scores,
     };
     softmax(&scores, D::Minus1)?.to_dtype(query.dtype())?.matmul(&seen(value)?)?.transpose(0, 1)?.contiguous()
@@ -98,10 +123,13 @@ fn repeat_heads(x: &Tensor, group: usize) -> Result<Tensor> {
 }
 
 /// Zero where a row may look and minus infinity elsewhere: `[own, prefix + own]`.
-fn mask(segment: &Segment, device: &candle_core::Device) -> Result<Tensor> {
+fn mask(segment: &Segment, window: Option<usize>, device: &candle_core::Device) -> Result<Tensor> {
     let (own, prefix) = (segment.own.len(), segment.prefix.len());
     let values: Vec<f32> = (0..own)
-        .flat_map(|row| (0..prefix + own).map(move |col| if col > prefix + row { f32::NEG_INFINITY } else { 0. }))
+        .flat_map(|row| {
+            let seen = (prefix + row + 1).saturating_sub(window.unwrap_or(usize::MAX))..=prefix + row;
+            (0..prefix + own).map(move |col| if seen.contains(&col) { 0. } else { f32::NEG_INFINITY })
+        })
         .collect();
     Tensor::from_vec(values, (own, prefix + own), device)
 }

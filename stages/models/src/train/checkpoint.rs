@@ -42,7 +42,7 @@ impl Checkpoints {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, weights: &Weights, optimiser: &AdamW, steps: usize, log: &[String]) -> Result<()> {
-        let named = weights.vars().iter().map(|(name, var)| (format!("weight.{name}"), var.as_tensor().clone()));
+        let named = weights.state().into_iter().map(|(name, var)| (format!("weight.{name}"), var.as_tensor().clone()));
         let tensors: BTreeMap<String, Tensor> = named.chain(optimiser.state()?).collect();
         #[expect(clippy::disallowed_types, reason = "the writer's signature; one entry, nothing iterates")]
         let header = std::collections::HashMap::from([(LOG.to_owned(), log.join("\n"))]);
@@ -74,7 +74,7 @@ impl Checkpoints {
         let log = metadata.metadata().as_ref().and_then(|header| header.get(LOG)).cloned().unwrap_or_default();
         let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
         let tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
-        for (name, var) in weights.vars() {
+        for (name, var) in weights.state() {
             let key = format!("weight.{name}");
             let tensor = tensors.get(&key).ok_or_else(|| broken(format!("no `{key}`")))?;
             var.set(&tensor.to_device(var.device())?)?;

@@ -28,7 +28,7 @@ use super::session::{Session, StepConfig};
 use crate::error::{ModelError, Result};
 use crate::generate::GenerateRequest;
 use crate::sample::Sampling;
-use crate::vlm::{Packed, Prompt, Qwen25Vl, Vlm};
+use crate::vlm::{Model, Packed, Prompt, Vlm};
 
 /// How a given trajectory joins a group of G.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -294,7 +294,7 @@ struct Learner<'s, 'a> {
     session: &'s mut Session<'a>,
     config: &'s GrpoConfig,
     tasks: &'s [Task],
-    reference: Option<&'s Qwen25Vl>,
+    reference: Option<&'s Model>,
     pictures: &'s mut Pictures,
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::error::Result;
-use crate::vlm::{Prompt, Qwen25Vl};
+use crate::vlm::{Model, Prompt};
 
 /// Encoded pictures of prompts, by the prompt's place in the data.
 #[derive(Debug, Default)]
@@ -19,7 +19,7 @@ impl ImageCache {
     ///
     /// # Errors
     /// When a picture cannot be encoded.
-    pub fn embeds(&mut self, model: &Qwen25Vl, index: usize, prompt: &Arc<Prompt>) -> Result<Option<Tensor>> {
+    pub fn embeds(&mut self, model: &Model, index: usize, prompt: &Arc<Prompt>) -> Result<Option<Tensor>> {
         if prompt.images.is_empty() {
             return Ok(None);
         }

@@ -8,7 +8,7 @@ use super::checkpoint::Checkpoints;
 use super::optim::{AdamW, AdamWConfig};
 use super::schedule::Schedule;
 use crate::error::{ModelError, Result};
-use crate::vlm::{Qwen25Vl, Trainable, Vlm};
+use crate::vlm::{Model, Trainable, Vlm};
 
 /// How a training takes its steps.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,7 +28,8 @@ pub struct StepConfig {
 /// The state of a training under way.
 pub(crate) struct Session<'a> {
     pub(crate) vlm: &'a Vlm,
-    pub(crate) model: Qwen25Vl,
+    pub(crate) model: Model,
+    trainable: Trainable,
     config: StepConfig,
     optimiser: AdamW,
     checkpoints: Option<&'a Checkpoints>,
@@ -53,7 +54,7 @@ impl<'a> Session<'a> {
             None => Default::default(),
         };
         let model = vlm.view(trainable)?;
-        Ok(Session { vlm, model, config, optimiser, checkpoints, log: resumed.log, step: resumed.steps })
+        Ok(Session { vlm, model, trainable, config, optimiser, checkpoints, log: resumed.log, step: resumed.steps })
     }
 
     /// The log of the steps before a resumption, as values.
@@ -76,7 +77,12 @@ impl<'a> Session<'a> {
     /// Takes the step with what was gathered.
     pub(crate) fn take(&mut self) -> Result<Taken> {
         let rate = self.config.schedule.rate(self.step, self.config.steps);
-        Ok(Taken { norm: self.optimiser.step(rate)?, rate })
+        let norm = self.optimiser.step(rate)?;
+        if self.vlm.weights().adapter().is_some() {
+            // Adapted weights are sums, formed when the view is made.
+            self.model = self.vlm.view(self.trainable)?;
+        }
+        Ok(Taken { norm, rate })
     }
 
     /// Ends the step: its log line, and a checkpoint when one is due or `leave` is set.

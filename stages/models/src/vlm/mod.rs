@@ -1,8 +1,27 @@
 //! A vision-language model as one thing: weights, tokenizer, picture processor, chat template and generation settings, read from and
 //! written to a directory in Hugging Face layout.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`family`] | which families there are: the one place that names them all |
+//! | [`qwen`], [`llava_next`], [`internvl`] | what each brings: configuration, weights, vision tower |
+//! | [`text`], [`vision`] | what they share: the language model, the blocks of towers and their two engines |
+//! | [`model`] | tower and language model together, differentiable |
+//! | [`infer`], [`prefill`] | the same on plain rows with cached keys and values, without gradients |
+//! | [`prompt`] | conversations and pictures to tokens |
 
+pub mod family;
+pub mod infer;
+pub mod internvl;
+pub mod llava_next;
+pub mod model;
+pub mod prefill;
 pub mod prompt;
-pub mod qwen2_5_vl;
+pub mod qwen;
+mod section;
+mod specs;
+pub mod text;
+pub mod vision;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,12 +34,15 @@ use crate::chat::ChatTemplate;
 use crate::checkpoint::{self, TensorFiles, read_json_if_there, write_json};
 use crate::device::DeviceChoice;
 use crate::error::{ModelError, Result};
-use crate::image::ImageProcessor;
+use crate::image::Processor;
+use crate::lora::{Adapter, LoraConfig};
 use crate::tokenizer::TextTokenizer;
 use crate::weights::Weights;
 
+pub use family::Config;
+pub use model::{Model, Packed, Trainable};
 pub use prompt::Prompt;
-pub use qwen2_5_vl::{Config, Packed, Qwen25Vl, TextConfig, Trainable, VisionConfig};
+pub use text::TextConfig;
 
 /// How a model is brought into memory.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +81,7 @@ impl GenerationConfig {
         let raw = read_json_if_there(&path)?.unwrap_or_else(|| json!({}));
         let eos: Vec<u32> = match &raw["eos_token_id"] {
             Value::Array(ids) => ids.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
-            id => id.as_u64().map(|id| id as u32).or(config.eos_token_id).into_iter().collect(),
+            id => id.as_u64().map(|id| id as u32).or(config.eos_token_id()).into_iter().collect(),
         };
         if eos.is_empty() {
             let message = "no `eos_token_id` here or in config.json, so that no answer could end".to_owned();
@@ -77,7 +99,7 @@ pub struct Assets {
     /// Conversations to text.
     pub chat: ChatTemplate,
     /// Pictures to patches.
-    pub processor: ImageProcessor,
+    pub processor: Processor,
     /// End tokens.
     pub generation: GenerationConfig,
 }
@@ -87,8 +109,10 @@ pub struct Assets {
 pub struct Vlm {
     config: Config,
     weights: Weights,
-    model: Qwen25Vl,
+    model: Model,
     assets: Assets,
+    /// Tokens before and behind those of a picture, where the family frames them.
+    frame: Option<[u32; 2]>,
     pool: Arc<ThreadPool>,
 }
 
@@ -96,15 +120,14 @@ impl Vlm {
     /// Reads a model directory.
     ///
     /// # Errors
-    /// When a file is missing or malformed, the architecture is not `qwen2_5_vl`, or the device is not there.
+    /// When a file is missing or malformed, the architecture is not supported, or the device is not there.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Vlm> {
-        let config = Config::read(&dir.join("config.json"))?;
         let tokenizer = TextTokenizer::read(dir)?;
+        let (config, value) = Config::read(&dir.join("config.json"), &tokenizer)?;
         let chat = ChatTemplate::read(dir, tokenizer.config())?;
-        let processor = read_processor(dir)?;
+        let processor = config.read_processor(dir, &value)?;
         let generation = GenerationConfig::read(dir, &config)?;
-        let specs = qwen2_5_vl::weights::specs(&config);
-        let weights = Weights::read(specs, &TensorFiles::open(dir)?, options.dtype, &options.device.open()?)?;
+        let weights = Weights::read(config.specs(), &TensorFiles::open(dir)?, options.dtype, &options.device.open()?)?;
         Vlm::assemble(config, weights, Assets { tokenizer, chat, processor, generation }, options)
     }
 
@@ -112,21 +135,22 @@ impl Vlm {
     ///
     /// # Errors
     /// When the configuration contradicts itself or the tokenizer, or the device is not there.
-    pub fn init(config: Config, assets: Assets, seed: u64, options: &LoadOptions) -> Result<Vlm> {
+    pub fn init(config: impl Into<Config>, assets: Assets, seed: u64, options: &LoadOptions) -> Result<Vlm> {
+        let config = config.into();
         config.check().map_err(ModelError::Setting)?;
-        let specs = qwen2_5_vl::weights::specs(&config);
-        let weights = Weights::draw(specs, seed, options.dtype, &options.device.open()?)?;
+        let weights = Weights::draw(config.specs(), seed, options.dtype, &options.device.open()?)?;
         Vlm::assemble(config, weights, assets, options)
     }
 
     fn assemble(config: Config, weights: Weights, assets: Assets, options: &LoadOptions) -> Result<Vlm> {
         check_agreement(&config, &assets)?;
-        let model = Qwen25Vl::new(&config, &weights, Trainable::Nothing)?;
+        let model = Model::new(&config, &weights, Trainable::Nothing)?;
+        let frame = config.frame(&assets.tokenizer)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads.max(1))
             .build()
             .map_err(|error| ModelError::Setting(format!("{} threads: {error}", options.threads)))?;
-        Ok(Vlm { config, weights, model, assets, pool: Arc::new(pool) })
+        Ok(Vlm { config, weights, model, assets, frame, pool: Arc::new(pool) })
     }
 
     /// Writes the model as a directory that transformers loads.
@@ -139,6 +163,10 @@ impl Vlm {
         write_json(&dir.join("config.json"), &self.config.to_json())?;
         write_json(&dir.join("generation_config.json"), &assets.generation.raw)?;
         write_json(&dir.join("preprocessor_config.json"), &assets.processor.to_json())?;
+        let placeholder = assets.tokenizer.token(self.config.image_token_id());
+        if let Some(extras) = self.config.processor_extras(placeholder) {
+            write_json(&dir.join("processor_config.json"), &extras)?;
+        }
         write_json(&dir.join("tokenizer_config.json"), &self.tokenizer_config())?;
         checkpoint::write(&dir.join("tokenizer.json"), assets.tokenizer.file())?;
         checkpoint::write(&dir.join("chat_template.jinja"), assets.chat.source().as_bytes())?;
@@ -160,12 +188,50 @@ impl Vlm {
     /// When there is no room for the weights.
     pub fn deep_copy(&self) -> Result<Vlm> {
         let weights = self.weights.deep_copy()?;
-        let model = Qwen25Vl::new(&self.config, &weights, Trainable::Nothing)?;
+        let model = Model::new(&self.config, &weights, Trainable::Nothing)?;
         Ok(Vlm { weights, model, ..self.clone() })
     }
 
-    /// The architecture over the model's weights, for inference: no gradient flows.
-    pub fn model(&self) -> &Qwen25Vl {
+    /// The same model, its weights shared, under a new adapter that changes nothing yet; training then changes the adapter alone.
+    ///
+    /// # Errors
+    /// When a target is no map of the language model.
+    pub fn with_new_adapter(&self, config: &LoraConfig, seed: u64) -> Result<Vlm> {
+        let head = self.model.head();
+        self.under(Adapter::draw(self.weights.specs(), config, seed, head.dtype(), head.device())?)
+    }
+
+    /// The same model, its weights shared, under an adapter read from a folder in PEFT's layout.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, or a pair fits no weight of the model.
+    pub fn with_adapter(&self, dir: &Path) -> Result<Vlm> {
+        let head = self.model.head();
+        self.under(Adapter::read(dir, self.weights.specs(), head.dtype(), head.device())?)
+    }
+
+    fn under(&self, adapter: Adapter) -> Result<Vlm> {
+        if self.weights.adapter().is_some() {
+            return Err(ModelError::Setting("the model has an adapter already: merge it first".into()));
+        }
+        let weights = self.weights.adapted(adapter);
+        let model = Model::new(&self.config, &weights, Trainable::Nothing)?;
+        Ok(Vlm { weights, model, ..self.clone() })
+    }
+
+    /// The model with its adapter, as it stands now, merged into weights of its own.
+    ///
+    /// # Errors
+    /// When there is no room for the weights.
+    pub fn merged(&self) -> Result<Vlm> {
+        let weights = self.weights.merged()?;
+        let model = Model::new(&self.config, &weights, Trainable::Nothing)?;
+        Ok(Vlm { weights, model, ..self.clone() })
+    }
+
+    /// The architecture over the model's weights, for inference: no gradient flows. Under an adapter it shows the weights as
+    /// they were when the adapter came; [`Vlm::merged`] and [`Vlm::view`] show them as they are.
+    pub fn model(&self) -> &Model {
         &self.model
     }
 
@@ -173,8 +239,8 @@ impl Vlm {
     ///
     /// # Errors
     /// When a weight is missing, which a loaded model excludes.
-    pub fn view(&self, trainable: Trainable) -> Result<Qwen25Vl> {
-        Qwen25Vl::new(&self.config, &self.weights, trainable)
+    pub fn view(&self, trainable: Trainable) -> Result<Model> {
+        Model::new(&self.config, &self.weights, trainable)
     }
 
     /// The configuration.
@@ -234,35 +300,20 @@ impl Vlm {
     }
 }
 
-/// The processor of `preprocessor_config.json`, else of `processor_config.json`.
-fn read_processor(dir: &Path) -> Result<ImageProcessor> {
-    if let Some(value) = read_json_if_there(&dir.join("preprocessor_config.json"))? {
-        return Ok(ImageProcessor::from_json(&value));
-    }
-    let path = dir.join("processor_config.json");
-    match read_json_if_there(&path)? {
-        Some(value) if value["image_processor"].is_object() => Ok(ImageProcessor::from_json(&value["image_processor"])),
-        _ => {
-            let message = "holds neither preprocessor_config.json nor an image_processor in processor_config.json";
-            Err(ModelError::File { path: dir.into(), message: message.into() })
-        }
-    }
-}
-
 /// Refuses parts that were not made for each other.
 fn check_agreement(config: &Config, assets: &Assets) -> Result<()> {
-    let (vision, processor) = (&config.vision, &assets.processor);
-    let wanted = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size);
-    let given = (processor.patch_size, processor.merge_size, processor.temporal_patch_size);
-    if wanted != given {
+    config.agrees(&assets.processor).map_err(ModelError::Setting)?;
+    let (largest, rows) = (assets.tokenizer.largest_id() as usize, config.text().vocab_size);
+    if largest >= rows {
         return Err(ModelError::Setting(format!(
-            "the picture processor's patch, merge and temporal sizes {given:?} differ from the vision tower's {wanted:?}"
+            "the tokenizer has {} tokens up to id {largest}, but the embedding table {rows} rows",
+            assets.tokenizer.len()
         )));
     }
-    let (tokens, rows) = (assets.tokenizer.len(), config.text.vocab_size);
-    if tokens > rows {
+    let placeholder = config.image_token_id() as usize;
+    if placeholder >= rows {
         return Err(ModelError::Setting(format!(
-            "the tokenizer has {tokens} tokens, but the embedding table {rows} rows"
+            "the placeholder of pictures is token {placeholder}, but the embedding table has {rows} rows"
         )));
     }
     Ok(())

@@ -3,7 +3,6 @@
 use image::RgbImage;
 
 use super::Vlm;
-use super::qwen2_5_vl::positions::positions;
 use crate::chat::Turn;
 use crate::error::{ModelError, Result};
 use crate::image::Patches;
@@ -11,7 +10,7 @@ use crate::image::Patches;
 /// A rendered, tokenised prompt with its pictures.
 #[derive(Debug, Clone)]
 pub struct Prompt {
-    /// The tokens, each picture's placeholder repeated once a merged patch.
+    /// The tokens, each picture's placeholder repeated once a token of it.
     pub ids: Vec<u32>,
     /// Time, row and column position of every token.
     pub positions: [Vec<u32>; 3],
@@ -44,18 +43,23 @@ impl Vlm {
         }
         let tokenizer = &self.assets.tokenizer;
         let (bos, eos) = (tokenizer.special("bos_token"), tokenizer.special("eos_token"));
-        let text = self.assets.chat.render(turns, open, bos, eos)?;
+        let placeholder = tokenizer.token(self.config.image_token_id()).unwrap_or_default();
+        let text = self.assets.chat.render(turns, open, &placeholder, bos, eos)?;
         let processed: Result<Vec<Patches>> = images.iter().map(|image| self.assets.processor.process(image)).collect();
         self.prompt_of_text(text, processed?)
     }
 
-    /// Tokenises a text that holds one placeholder a picture.
+    /// Tokenises a text that holds one placeholder a picture. What the tokenizer puts in front of every text (a first token, say) is
+    /// added unless the text has it.
     ///
     /// # Errors
-    /// When placeholders and pictures differ in number.
+    /// When the text is empty, placeholders and pictures differ in number, or the prompt is longer than the model can see: nothing
+    /// is ever cut.
     pub fn prompt_of_text(&self, text: String, images: Vec<Patches>) -> Result<Prompt> {
-        let placeholder = self.config.image_token_id;
-        let short = self.encode(&text)?;
+        let placeholder = self.config.image_token_id();
+        let tokenizer = &self.assets.tokenizer;
+        let begun = tokenizer.special("bos_token").is_some_and(|bos| !bos.is_empty() && text.starts_with(bos));
+        let short = if begun { tokenizer.encode(&text)? } else { tokenizer.encode_whole(&text)? };
         let found = short.iter().filter(|&&id| id == placeholder).count();
         if found != images.len() {
             return Err(ModelError::Prompt(format!(
@@ -63,16 +67,42 @@ impl Vlm {
                 images.len()
             )));
         }
-        let merge = self.config.vision.spatial_merge_size;
-        let mut grids = images.iter().map(|image| image.tokens(merge));
+        let ids = self.expand(short, &images);
+        self.check_length(&ids)?;
+        let positions = self.config.positions(&ids, &images)?;
+        Ok(Prompt { ids, positions, images, text })
+    }
+
+    /// Puts every picture's tokens, framed where the family frames them, in place of its placeholder.
+    fn expand(&self, short: Vec<u32>, images: &[Patches]) -> Vec<u32> {
+        let placeholder = self.config.image_token_id();
+        let mut tokens = images.iter().map(|image| image.tokens);
         let mut ids = Vec::with_capacity(short.len());
         for id in short {
-            let repeat = if id == placeholder { grids.next().unwrap_or(0) } else { 1 };
-            ids.extend(std::iter::repeat_n(id, repeat));
+            if id != placeholder {
+                ids.push(id);
+                continue;
+            }
+            ids.extend(self.frame.map(|[start, _]| start));
+            ids.extend(std::iter::repeat_n(id, tokens.next().unwrap_or(0)));
+            ids.extend(self.frame.map(|[_, end]| end));
         }
-        let merged: Vec<[usize; 3]> =
-            images.iter().map(|image| [image.grid[0], image.grid[1] / merge, image.grid[2] / merge]).collect();
-        let positions = positions(&ids, placeholder, &merged)?;
-        Ok(Prompt { ids, positions, images, text })
+        ids
+    }
+
+    fn check_length(&self, ids: &[u32]) -> Result<()> {
+        if ids.is_empty() {
+            return Err(ModelError::Prompt("the text has no token".into()));
+        }
+        let longest = self.config.text().max_position_embeddings;
+        if ids.len() <= longest {
+            return Ok(());
+        }
+        let shown = ids.iter().filter(|&&id| id == self.config.image_token_id()).count();
+        Err(ModelError::Prompt(format!(
+            "{} tokens, {shown} of them of pictures, but the model sees {longest} at most: nothing is cut; \
+             lower the picture processor's pixel budget or shorten the text",
+            ids.len()
+        )))
     }
 }

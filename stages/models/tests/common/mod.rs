@@ -6,7 +6,8 @@ use image::RgbImage;
 use mpcc_models::chat::{ChatTemplate, Part, Role, Turn};
 use mpcc_models::image::ImageProcessor;
 use mpcc_models::tokenizer::TextTokenizer;
-use mpcc_models::vlm::{Assets, Config, GenerationConfig, LoadOptions, Vlm};
+use mpcc_models::vlm::qwen::Config;
+use mpcc_models::vlm::{Assets, GenerationConfig, LoadOptions, Vlm};
 use serde_json::{Map, Value, json};
 
 const SPECIAL: [&str; 7] =
@@ -54,7 +55,7 @@ pub fn tiny(seed: u64, threads: usize) -> Vlm {
     let assets = Assets {
         tokenizer: tokenizer(),
         chat: ChatTemplate::new(template).unwrap(),
-        processor: ImageProcessor { min_pixels: 12_544, max_pixels: 12_544, ..ImageProcessor::default() },
+        processor: ImageProcessor { min_pixels: 12_544, max_pixels: 12_544, ..ImageProcessor::default() }.into(),
         generation: GenerationConfig::new(vec![2], 0),
     };
     Vlm::init(config(), assets, seed, &LoadOptions { threads, ..LoadOptions::default() }).unwrap()

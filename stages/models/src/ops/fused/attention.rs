@@ -33,6 +33,8 @@ pub(crate) struct Attention {
     pub(crate) sin: Tensor,
     pub(crate) segments: Arc<Segments>,
     pub(crate) shape: HeadShape,
+    /// Latest rows that a row of a causal segment sees; all without one.
+    pub(crate) window: Option<usize>,
 }
 
 impl CustomOp1 for Attention {
@@ -43,7 +45,7 @@ impl CustomOp1 for Attention {
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let rows = self.check(layout)?;
         let (cos, sin) = (View::of(&self.cos)?, View::of(&self.sin)?);
-        let input = Input { qkv: slice(qkv, layout)?, cos: &cos, sin: &sin, shape: self.shape };
+        let input = Input { qkv: slice(qkv, layout)?, cos: &cos, sin: &sin, shape: self.shape, window: self.window };
         let width = self.shape.out_width();
         let mut out = vec![0.0; rows * width];
         self.each_family(&mut out, width, |family, out| {
@@ -59,7 +61,7 @@ impl CustomOp1 for Attention {
         let g = g.contiguous()?;
         let (cos, sin) = (View::of(&self.cos)?, View::of(&self.sin)?);
         let (values, out, gradient) = (View::of(qkv)?, View::of(out)?, View::of(&g)?);
-        let input = Input { qkv: &values, cos: &cos, sin: &sin, shape: self.shape };
+        let input = Input { qkv: &values, cos: &cos, sin: &sin, shape: self.shape, window: self.window };
         let (out, gradient): (&[f32], &[f32]) = (&out, &gradient);
         let mut dqkv = vec![0.0; values.len()];
         self.each_family(&mut dqkv, self.shape.qkv_width(), |family, dqkv| {
@@ -143,6 +145,7 @@ struct Input<'a> {
     cos: &'a [f32],
     sin: &'a [f32],
     shape: HeadShape,
+    window: Option<usize>,
 }
 
 impl Input<'_> {
@@ -343,7 +346,7 @@ impl Scratch {
         self.scores.resize(group * block.rows.len() * count, 0.0);
         let keys = Matrix::new(block.keys, width).t();
         product(&mut self.scores, false, Matrix::new(&self.queries, width), keys);
-        softmax(&mut self.scores, count, block);
+        softmax(&mut self.scores, count, block, unit.input.window);
         Matrix::new(&self.scores, count)
     }
 
@@ -418,10 +421,13 @@ wide! {
 
 wide! {
     /// Turns scores into weights; what a row does not see gets zero.
-    fn softmax(scores: &mut [f32], count: usize, block: &Block<'_>) {
+    fn softmax(scores: &mut [f32], count: usize, block: &Block<'_>, window: Option<usize>) {
         for (index, row) in scores.chunks_exact_mut(count).enumerate() {
             let more = if block.causal { index % block.rows.len() } else { 0 };
             let (seen, hidden) = row.split_at_mut(block.seen + more);
+            let left = if block.causal { seen.len().saturating_sub(window.unwrap_or(usize::MAX)) } else { 0 };
+            let (past, seen) = seen.split_at_mut(left);
+            past.fill(0.0);
             let highest = top(seen);
             let scale = 1.0 / exponentials(seen, highest);
             for value in seen.iter_mut() {
