@@ -185,3 +185,32 @@ stages:
     let trace: serde_json::Value = serde_json::from_str(&bench.mpcc("trace").code(0).out).unwrap();
     assert_eq!(trace["traceEvents"][0]["args"]["attempts"], 2);
 }
+
+#[test]
+fn a_gang_gets_its_devices_at_once_and_sees_no_other() {
+    let bench = with_a_gpu(
+        r#"
+mpcc: 1
+name: gangs
+stages:
+  gang: { matrix: { n: [1, 2, 3] }, run: "echo begin ${matrix.n} >> log; sleep 0.4; echo end ${matrix.n} >> log; echo [$CUDA_VISIBLE_DEVICES] > ${outputs.y}", outputs: { y: file }, resources: { gpus: 2 } }
+  none: { run: "echo [$${CUDA_VISIBLE_DEVICES-unset}] > ${outputs.y}", outputs: { y: file } }
+"#,
+    );
+    let events = bench.mpcc("run pipeline.yaml --inventory fake:5x80GiB --jobs 8 --json").code(0).json();
+    for event in events.iter().filter(|event| event["event"] == "node.started") {
+        let devices: Vec<String> = event["devices"].as_array().unwrap().iter().map(ToString::to_string).collect();
+        let node = event["node"].as_str().unwrap();
+        let path = bench.mpcc(&format!("show {node}")).code(0).out;
+        let seen = std::fs::read_to_string(path.trim()).unwrap();
+        assert_eq!(seen.trim(), format!("[{}]", devices.join(",")), "{node}");
+        assert_eq!(devices.len(), if node == "none" { 0 } else { 2 });
+    }
+    let log = bench.read("log");
+    let mut running = 0;
+    for line in log.lines() {
+        running += if line.starts_with("begin") { 1 } else { -1 };
+        assert!((0..=2).contains(&running), "five devices hold two gangs of two: {log}");
+    }
+    assert!(log.starts_with("begin") && log.lines().nth(1).unwrap().starts_with("begin"), "two at once: {log}");
+}

@@ -80,7 +80,7 @@ pub enum Verdict {
         /// Their digests.
         digests: [Digest; 2],
         /// The first place that differs.
-        first: Difference,
+        first: Box<Difference>,
     },
     /// An execution did not end well.
     Failed {
@@ -292,7 +292,7 @@ fn compare(node: &Node, first: &Version, second: &Version) -> Result<Option<Verd
         }
         let paths = [first, second].map(|version| version.paths[port].as_path());
         let versions = [first, second].map(|version| version.name.clone());
-        let first = difference(paths)?;
+        let first = Box::new(difference(paths)?);
         return Ok(Some(Verdict::Differs { port: port.clone(), versions, digests, first }));
     }
     Ok(None)

@@ -1,14 +1,15 @@
-//! What attempts hold while they run: a thread looks at their processes once a second, and at the GPUs every other time.
+//! What attempts hold while they run: a thread looks at their processes once a second, and at the GPUs every other time and
+//! whenever an attempt is new.
 //!
 //! What the kernel tells at the end of a process (`wait4`) is exact but knows only the largest one; a stage of many processes
 //! holds more. And nobody tells at the end what a process held of a GPU. Peaks between two looks are missed, and of an attempt
 //! that is over before the first look nothing is seen.
 //!
-//! The thread lives while there is something to look at.
+//! The thread ends when it finds nothing to look at.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::tree;
@@ -46,6 +47,8 @@ impl Peaks {
 struct Watched {
     root: i32,
     devices: Vec<usize>,
+    /// Its devices have not been looked at yet.
+    fresh: bool,
     peaks: Peaks,
 }
 
@@ -60,8 +63,6 @@ struct Shared {
     gpu: Option<Arc<dyn GpuMeter>>,
     every: Duration,
     state: Mutex<State>,
-    /// Told when there is nothing left to look at.
-    idle: Condvar,
 }
 
 /// Looks at the attempts of one executor.
@@ -81,7 +82,7 @@ impl Meter {
     }
 
     fn with_interval(gpu: Option<Arc<dyn GpuMeter>>, every: Duration) -> Self {
-        Self(Arc::new(Shared { gpu, every, state: Mutex::default(), idle: Condvar::new() }))
+        Self(Arc::new(Shared { gpu, every, state: Mutex::default() }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -93,7 +94,7 @@ impl Meter {
         let mut state = self.lock();
         let number = state.next;
         state.next += 1;
-        state.watched.insert(number, Watched { root, devices, peaks: Peaks::default() });
+        state.watched.insert(number, Watched { root, fresh: !devices.is_empty(), devices, peaks: Peaks::default() });
         if !state.looking {
             let meter = self.clone();
             // Without a thread nothing is seen, which costs numbers and no results.
@@ -104,24 +105,25 @@ impl Meter {
 
     fn run(&self) {
         for look in 0.. {
+            std::thread::sleep(self.0.every);
             let watched = {
-                let state = self.lock();
-                let waited = self.0.idle.wait_timeout_while(state, self.0.every, |state| !state.watched.is_empty());
-                let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+                let mut state = self.lock();
                 if state.watched.is_empty() {
                     state.looking = false;
                     return;
                 }
                 state.watched.clone()
             };
-            let holds_devices = watched.values().any(|watched| !watched.devices.is_empty());
-            let gpu = self.0.gpu.as_ref().filter(|_| holds_devices && look % GPU_EVERY == 0).map(|gpu| gpu.look());
+            let held = watched.values().any(|watched| !watched.devices.is_empty());
+            let due = held && (look % GPU_EVERY == 0 || watched.values().any(|watched| watched.fresh));
+            let gpu = self.0.gpu.as_ref().filter(|_| due).map(|gpu| gpu.look());
             let seen: Vec<_> =
                 watched.iter().map(|(number, one)| (*number, look_at(one, &watched, gpu.as_ref()))).collect();
             let mut state = self.lock();
             for (number, Peaks { memory, gpu }) in seen {
-                if let Some(Watched { peaks, .. }) = state.watched.get_mut(&number) {
+                if let Some(Watched { peaks, fresh, .. }) = state.watched.get_mut(&number) {
                     *peaks = Peaks { memory: peaks.memory.max(memory), gpu: peaks.gpu.max(gpu) };
+                    *fresh &= !due;
                 }
             }
         }
@@ -137,11 +139,7 @@ impl Watching {
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        let mut state = self.meter.lock();
-        state.watched.remove(&self.number);
-        if state.watched.is_empty() {
-            self.meter.0.idle.notify_all();
-        }
+        self.meter.lock().watched.remove(&self.number);
     }
 }
 

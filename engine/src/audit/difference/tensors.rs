@@ -16,6 +16,9 @@ const LONGEST: u64 = 100_000_000;
 /// The entry of a header that is no tensor but free text.
 const NOTES: &str = "__metadata__";
 
+/// A header, and where the data begins.
+type Header = (Map<String, Value>, u64);
+
 #[derive(Deserialize)]
 struct Tensor {
     dtype: String,
@@ -50,7 +53,7 @@ pub(super) fn compare(paths: [&Path; 2], byte: u64) -> Result<Option<Place>, Aud
 }
 
 /// The header and where the data begins.
-fn header(path: &Path) -> Result<Option<(Map<String, Value>, u64)>, AuditError> {
+fn header(path: &Path) -> Result<Option<Header>, AuditError> {
     let mut file = open(path)?;
     let mut length = [0; 8];
     if file.read_exact(&mut length).is_err() {
