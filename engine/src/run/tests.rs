@@ -567,6 +567,31 @@ async fn who_had_all_memory_fails_and_says_how_much_that_was() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cluster_is_asked_for_more_memory_than_before() {
+    let (bench, mut plan) = (Bench::new(), plan(vec![node("a", &[]), node("b", &[])]));
+    for node in &mut plan.nodes {
+        node.executor = "slurm".to_owned();
+    }
+    plan.nodes[0].resources.memory = 3 << 30;
+    let executor = ScriptedExecutor::new(|job| {
+        write_job(job);
+        let killed = Outcome::Killed { signal: 9, out_of_memory: true };
+        let enough = job.resources.memory >= 10 << 30;
+        Script::ends(Duration::from_secs(1), if enough { Outcome::Done } else { killed })
+    });
+    let options = RunOptions { keep_going: true, ..bench.options(&plan) };
+    let ran = bench.run_with(&plan, &executor, options).await;
+    assert_eq!(counts(&ran.summary), [1, 0, 1, 0, 0, 0]);
+    let asked = |node: &str| -> Vec<u64> {
+        executor.started().iter().filter(|job| job.node == node).map(|job| job.resources.memory >> 30).collect()
+    };
+    assert_eq!(asked("a"), [3, 6, 12], "more than this host has is the cluster's business");
+    assert_eq!(asked("b"), [0], "what it had is not known, so neither is what more would be");
+    let message = bench.latest().node("b").unwrap().message.clone().unwrap();
+    assert_eq!(message, "ran out of memory: it had what the cluster gives by default; state `memory`");
+}
+
+#[tokio::test(start_paused = true)]
 async fn requests_are_counted_over_all_attempts_and_nodes() {
     let (bench, mut plan) = (Bench::new(), plan(vec![node("a", &[]), node("b", &[]), node("c", &[])]));
     plan.nodes[0].retries = 1;
