@@ -240,7 +240,13 @@ impl Io {
     }
 
     pub(crate) fn make_dirs(&self, path: &Path) -> Result<()> {
-        self.act(Op::MakeDir, "create directory", path, || fs::create_dir_all(path))
+        // Nearly always it is there, and asking does not lock the folder above, as trying to make it would.
+        self.act(
+            Op::MakeDir,
+            "create directory",
+            path,
+            || if path.is_dir() { Ok(()) } else { fs::create_dir_all(path) },
+        )
     }
 
     pub(crate) fn rename(&self, from: &Path, to: &Path) -> Result<()> {

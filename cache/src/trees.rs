@@ -173,17 +173,19 @@ impl Core {
         self.io.make_dirs(parent)?;
         // In the store's own folder nothing stays behind when this process dies; across file systems no rename leads out.
         if self.io.stat_target(parent)?.dev == self.io.stat_target(&self.root)?.dev {
-            match self.place_by_way_of(&self.temporary()?, digest, dest) {
+            match self.place_by_way_of(&self.temporary()?, digest, dest, true) {
                 Err(error) if error.io_kind() == Some(ErrorKind::CrossesDevices) => {}
                 result => return result,
             }
         }
         let hidden = format!(".{}.mpcc-{}-{}", name.to_string_lossy(), self.writer, self.next());
-        self.place_by_way_of(&parent.join(hidden), digest, dest)
+        self.place_by_way_of(&parent.join(hidden), digest, dest, false)
     }
 
-    fn place_by_way_of(&self, temporary: &Path, digest: &Digest, dest: &Path) -> Result<()> {
-        let placed = self.copy_out(&self.object_path(digest), temporary).and_then(|()| self.io.rename(temporary, dest));
+    /// `at_home`: the copy is made on the store's own file system.
+    fn place_by_way_of(&self, temporary: &Path, digest: &Digest, dest: &Path, at_home: bool) -> Result<()> {
+        let object = self.object_path(digest);
+        let placed = self.copy_out(&object, temporary, at_home).and_then(|()| self.io.rename(temporary, dest));
         if placed.is_err() {
             // What is left of the copy is not worth hiding the first error.
             let _ = self.io.remove_file(temporary);
@@ -191,9 +193,10 @@ impl Core {
         placed
     }
 
-    fn copy_out(&self, object: &Path, to: &Path) -> Result<()> {
-        // The workspace may lie on another file system than the store, so reflinks are tried afresh.
-        if self.io.reflink(object, to).is_err() {
+    fn copy_out(&self, object: &Path, to: &Path, at_home: bool) -> Result<()> {
+        // Another file system may know reflinks although the store's does not: there they are tried afresh.
+        let made = if at_home { self.try_reflink(object, to) } else { self.io.reflink(object, to).is_ok() };
+        if !made {
             self.io.copy(object, to)?;
         }
         self.io.set_mode(to, 0o644)

@@ -129,7 +129,7 @@ impl Job {
     pub fn prepare_outputs(&self) -> std::io::Result<()> {
         self.outputs.values().try_for_each(|output| {
             let folder = if output.tree { Some(output.path.as_path()) } else { output.path.parent() };
-            folder.map_or(Ok(()), std::fs::create_dir_all)
+            folder.map_or(Ok(()), ensure_dir)
         })
     }
 
@@ -152,6 +152,11 @@ impl Job {
         let text = std::fs::read(path).map_err(io)?;
         serde_json::from_slice(&text).map_err(|source| JobError::Malformed { path: path.to_owned(), source })
     }
+}
+
+/// Creates a folder that nearly always is there: asking does not lock the folder above, as trying to make it would.
+pub(crate) fn ensure_dir(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() { Ok(()) } else { std::fs::create_dir_all(path) }
 }
 
 /// Why a job file cannot be read.

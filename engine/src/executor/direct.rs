@@ -21,7 +21,7 @@ use super::process::{ProcessOptions, Stop, granted, stronger, until};
 use super::warden::{Ask, Start, Told};
 use super::{Order, OutOfMemoryWatch, tree};
 use crate::command::{self, Ports};
-use crate::job::{Job, Outcome, Usage};
+use crate::job::{Job, Outcome, Usage, ensure_dir};
 use crate::plan::{Action, Command as Planned};
 
 /// What the warden said of a command.
@@ -131,7 +131,7 @@ impl Direct {
 
     /// Makes the folders that the command needs, and the request.
     fn start(&self, options: &ProcessOptions, command: &Planned, job: &Job) -> Result<Start, Outcome> {
-        let places = job.log.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| job.prepare_outputs());
+        let places = job.log.parent().map_or(Ok(()), ensure_dir).and_then(|()| job.prepare_outputs());
         places.map_err(|error| Outcome::machine(format!("cannot prepare the stage: {error}")))?;
         let words = command::words(command, &Ports::of_job(job))?;
         let granted = granted(job, options).into_iter().map(|(name, value)| (name.to_owned(), value));
