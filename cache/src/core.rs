@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::entries::Entries;
+use crate::index::Home;
 use crate::io::Io;
 use crate::lease::Leases;
 use crate::manifest::Manifest;
@@ -49,12 +50,12 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(root: PathBuf, io: Io, writer: String, boot: BootId) -> Self {
+    pub(crate) fn new(root: PathBuf, home: Home, boot: BootId) -> Self {
         Self {
-            stats: StatCache::new(io.clone(), root.join("stat"), &writer),
-            entries: Mutex::new(Entries::new(io.clone(), root.join("entries"), &writer)),
-            latest: Pairs::new(io.clone(), root.join("latest"), &writer),
-            published: Pairs::new(io.clone(), root.join("published"), &writer),
+            stats: StatCache::new(&home, root.join("stat")),
+            entries: Mutex::new(Entries::new(&home, root.join("entries"))),
+            latest: Pairs::new(&home, root.join("latest")),
+            published: Pairs::new(&home, root.join("published")),
             manifests: Mutex::new(BTreeMap::new()),
             witnessed: Mutex::new(BTreeSet::new()),
             damage: Mutex::new(Vec::new()),
@@ -62,8 +63,8 @@ impl Core {
             reflinks: AtomicBool::new(true),
             counter: AtomicU64::new(0),
             root,
-            io,
-            writer,
+            io: home.io,
+            writer: home.writer,
             boot,
         }
     }

@@ -4,7 +4,7 @@
 //! says [`StoreError::Busy`]; who opens the store meanwhile waits. So no log has a living writer and no object is between
 //! being put and being published.
 //!
-//! Order: logs are rewritten first (each replaced by one rename), then trees go, then objects. A gc killed anywhere leaves
+//! Order: indexes are rewritten first (each by one rename of its snapshot), then trees go, then objects. A gc killed anywhere leaves
 //! garbage or entries whose objects are gone, and those are misses.
 //!
 //! | kept | why |
@@ -176,7 +176,7 @@ impl Store {
         let mut report = GcReport::default();
         let live = self.live(options, &mut report)?;
         if !options.dry_run {
-            self.rewrite_logs(&live, options)?;
+            self.rewrite_indexes(&live, options)?;
         }
         let trees = fanned_paths(core, "trees")?;
         for (_, path) in trees.iter().filter(|(digest, _)| !live.trees.contains(digest)) {
@@ -197,7 +197,7 @@ impl Store {
 
     fn live(&self, options: &GcOptions, report: &mut GcReport) -> Result<Live> {
         let core = self.core();
-        let latest: BTreeSet<_> = core.latest.all()?.into_values().collect();
+        let latest: BTreeSet<_> = core.latest.values()?.into_iter().collect();
         let wanted = |recipe: &Digest| match options.keep {
             Keep::Everything => true,
             Keep::Latest => latest.contains(recipe) || options.also.contains(recipe),
@@ -210,20 +210,19 @@ impl Store {
             *(if kept { &mut report.entries_kept } else { &mut report.entries_dropped }) += 1;
         }
         live.objects.extend(latest);
-        live.objects.extend(core.published.all()?.into_values());
+        live.objects.extend(core.published.values()?);
         Ok(live)
     }
 
-    fn rewrite_logs(&self, live: &Live, options: &GcOptions) -> Result<()> {
+    fn rewrite_indexes(&self, live: &Live, options: &GcOptions) -> Result<()> {
         let core = self.core();
-        let temporary = core.temporary()?;
-        core.entries.lock().expect("no panic while entries are held").rewrite(&live.entries, &temporary)?;
-        core.latest.compact(&core.temporary()?)?;
-        core.published.compact(&core.temporary()?)?;
-        core.stats.compact(&core.temporary()?)?;
+        core.entries.lock().expect("no panic while entries are held").rewrite(&live.entries)?;
+        core.latest.compact()?;
+        core.published.compact()?;
+        core.stats.compact()?;
         core.manifests.lock().expect("no panic while manifests are held").clear();
         let memo = self.memo();
-        if options.memo { memo.clear() } else { memo.compact(|| core.temporary()) }
+        if options.memo { memo.clear() } else { memo.compact() }
     }
 
     fn free_objects(&self, live: &Live, options: &GcOptions, report: &mut GcReport) -> Result<()> {

@@ -116,7 +116,38 @@ impl From<Metadata> for FileStat {
 pub(crate) struct Io {
     /// Whether anything is flushed to the device at all.
     flush: bool,
+    /// Whether other hosts may replace files under this one's hands.
+    network: bool,
     faults: Option<Arc<dyn Faults>>,
+}
+
+/// A whole file: mapped, or read where a map is not safe.
+pub(crate) enum Content {
+    Mapped(memmap2::Mmap),
+    Read(Vec<u8>),
+}
+
+impl std::ops::Deref for Content {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Read(bytes) => bytes,
+        }
+    }
+}
+
+fn content_of(mut file: File, size: u64, network: bool) -> io::Result<Content> {
+    // Nothing can be mapped of an empty file.
+    if network || size == 0 {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        return Ok(Content::Read(bytes));
+    }
+    #[allow(unsafe_code, reason = "the store replaces such files by rename and never writes to one that is there")]
+    let map = unsafe { memmap2::Mmap::map(&file)? };
+    Ok(Content::Mapped(map))
 }
 
 fn torn() -> io::Error {
@@ -125,7 +156,7 @@ fn torn() -> io::Error {
 
 impl Io {
     pub(crate) fn new(flush: bool, faults: Option<Arc<dyn Faults>>) -> Self {
-        Self { flush, faults }
+        Self { flush, network: false, faults }
     }
 
     fn verdict(&self, op: Op, path: &Path) -> Verdict {
@@ -186,6 +217,16 @@ impl Io {
             let mut bytes = Vec::new();
             file.read_to_end(&mut bytes)?;
             Ok(bytes)
+        }))
+    }
+
+    /// The whole content, mapped where that is safe, and the metadata of just that file; `None` when there is none. Only for
+    /// files that are never written to once they have their name.
+    pub(crate) fn content(&self, path: &Path) -> Result<Option<(Content, FileStat)>> {
+        absent_is_none(self.act(Op::Read, "read", path, || {
+            let file = File::open(path)?;
+            let stat = FileStat::from(file.metadata()?);
+            Ok((content_of(file, stat.size, self.network)?, stat))
         }))
     }
 
@@ -297,6 +338,11 @@ impl Io {
     /// Flushes a file or a directory to the device, where the store flushes at all.
     pub(crate) fn sync(&self, path: &Path) -> Result<()> {
         self.act(Op::Sync, "sync", path, || if self.flush { File::open(path)?.sync_all() } else { Ok(()) })
+    }
+
+    /// Flushes a file or a directory to the device even where the store does not flush.
+    pub(crate) fn sync_always(&self, path: &Path) -> Result<()> {
+        self.act(Op::Sync, "sync", path, || File::open(path)?.sync_all())
     }
 
     /// Tries to take an exclusive lock; `false` when another holder has it.

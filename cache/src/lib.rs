@@ -8,6 +8,7 @@ pub mod digest;
 pub mod entries;
 pub mod error;
 pub mod gc;
+mod index;
 pub mod io;
 pub mod lease;
 mod lock;
@@ -20,6 +21,7 @@ mod partial;
 pub mod recipe;
 #[cfg(feature = "remote")]
 pub mod remote;
+mod snapshot;
 mod statcache;
 pub mod store;
 mod sync;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::core::{BootId, Core, Damage};
 use crate::entries::{Entry, EntryRecord, OutputsList};
+use crate::index::Home;
 use crate::io::{Faults, Io};
 use crate::lease::Lease;
 use crate::lock::LockFile;
@@ -37,11 +38,13 @@ pub struct StoreOptions {
     pub faults: Option<Arc<dyn Faults>>,
     /// Stands in for the machine's boot id; for tests.
     pub boot: Option<String>,
+    /// Bytes of dead writers' logs in one index that are left alone (default 1 MiB); more are moved into its snapshot.
+    pub absorb: u64,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { sync: true, faults: None, boot: None }
+        Self { sync: true, faults: None, boot: None, absorb: 1 << 20 }
     }
 }
 
@@ -60,7 +63,14 @@ pub(crate) struct Inner {
     syncer: Option<Syncer>,
     /// Held shared as long as the store is open; gc takes it exclusively.
     pub(crate) in_use: Arc<File>,
-    _writer: LockFile,
+    _held: Held,
+}
+
+/// What keeps gc away, and keeps this writer's logs its own. A memo handle may outlive the store's, and holds it too.
+#[derive(Clone)]
+pub(crate) struct Held {
+    _in_use: Arc<File>,
+    _writer: Arc<LockFile>,
 }
 
 impl Drop for Inner {
@@ -138,13 +148,15 @@ impl Store {
         io.make_dirs(&tmp)?;
         sweep(&io, &tmp)?;
         let (writer, lock) = claim(&io, &tmp)?;
-        let memo = MemoStore::new(io.clone(), root.join("memo"), &writer, in_use.clone());
-        let core = Arc::new(Core::new(root, io, writer, boot_id(options.boot.as_deref())));
+        let home = Home { io, tmp, writer, absorb: options.absorb };
+        let held = Held { _in_use: in_use.clone(), _writer: Arc::new(lock) };
+        let memo = MemoStore::new(home.clone(), root.join("memo"), held.clone());
+        let core = Arc::new(Core::new(root, home, boot_id(options.boot.as_deref())));
         if !known_format {
             write_format(&core)?;
         }
         let syncer = options.sync.then(|| Syncer::new(core.clone()));
-        let inner = Arc::new(Inner { core, memo, syncer, in_use, _writer: lock });
+        let inner = Arc::new(Inner { core, memo, syncer, in_use, _held: held });
         Ok(Self {
             inner,
             #[cfg(feature = "remote")]
@@ -392,8 +404,7 @@ impl Store {
 
     /// Notes the last recipe of a node; writes nothing when it is the same.
     pub fn set_latest_recipe(&self, node_key: &str, recipe: &Digest) -> Result<()> {
-        // Missing what another run noted a moment ago only costs a record.
-        if self.core().latest.get_recent(&Digest::of(node_key.as_bytes()))? == Some(*recipe) {
+        if self.core().latest.get(&Digest::of(node_key.as_bytes()))? == Some(*recipe) {
             return Ok(());
         }
         self.core().latest.set(Digest::of(node_key.as_bytes()), *recipe)

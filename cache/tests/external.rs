@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mpcc_cache::{ArtifactKind, Digest, Store, StoreOptions};
 
-use crate::support::{Recorder, World, settle};
+use crate::support::{Recorder, World, quiet, settle};
 
 #[test]
 fn external_data_is_digested_in_place() {
@@ -40,7 +40,7 @@ fn links_in_external_data_are_followed_and_loops_refused() {
 fn external_files_are_read_once_while_unchanged() {
     let world = World::new();
     let recorder = Arc::new(Recorder::default());
-    let options = || StoreOptions { sync: false, faults: Some(recorder.clone()), boot: None };
+    let options = || StoreOptions { faults: Some(recorder.clone()), ..quiet() };
     let file = world.file("big", "content");
     settle();
     let store = Store::open(&world.root(), options()).unwrap();
