@@ -19,9 +19,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
+use crate::census::{Census, Claim};
 use crate::core::Core;
 use crate::entries::{EntryRecord, OutputsList};
-use crate::objects::Trust;
 use crate::{ArtifactKind, Digest, Store, StoreError};
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -74,39 +76,63 @@ pub struct GcReport {
     pub partials_removed: u64,
 }
 
-/// What must stay.
-#[derive(Default)]
+/// An entry that may stay, and what it needs.
+struct Candidate {
+    record: EntryRecord,
+    needs: Vec<Claim>,
+    trees: Vec<Digest>,
+}
+
+impl Candidate {
+    /// Reads what an entry needs; none when a list or manifest of it is gone.
+    ///
+    /// # Errors
+    /// They cannot be looked at now. That says nothing about them, so nothing may be freed.
+    fn read(core: &Core, record: EntryRecord) -> Result<Option<Self>> {
+        let Some(bytes) = unless_lost(core.read(&record.outputs))? else { return Ok(None) };
+        let Ok(OutputsList { outputs }) = serde_json::from_slice::<OutputsList>(&bytes) else { return Ok(None) };
+        let (mut needs, mut trees) = (Vec::new(), Vec::new());
+        for (_, artifact) in outputs {
+            let Some(claims) = unless_lost(core.claims_of(&artifact))? else { return Ok(None) };
+            needs.extend(claims);
+            trees.extend((artifact.kind == ArtifactKind::Tree).then_some(artifact.digest));
+        }
+        Ok(Some(Self { record, needs, trees }))
+    }
+}
+
+/// What must stay, and what there is.
 struct Live {
     entries: Vec<EntryRecord>,
-    objects: BTreeSet<Digest>,
+    /// Sorted.
+    objects: Vec<Digest>,
     trees: BTreeSet<Digest>,
+    census: Census,
+}
+
+/// Sorted, each once.
+fn sorted<T: Ord + Send>(all: impl Iterator<Item = T>) -> Vec<T> {
+    let mut all: Vec<T> = all.collect();
+    all.par_sort_unstable();
+    all.dedup();
+    all
 }
 
 impl Live {
-    /// Adds an entry and all it needs; `false` when it is not complete and whole.
-    ///
-    /// # Errors
-    /// Its objects cannot be looked at now. That says nothing about them, so nothing may be freed.
-    fn add(&mut self, core: &Core, record: EntryRecord) -> Result<bool> {
-        let Some(bytes) = unless_lost(core.read(&record.outputs))? else { return Ok(false) };
-        let Ok(OutputsList { outputs }) = serde_json::from_slice::<OutputsList>(&bytes) else { return Ok(false) };
-        let mut needed = BTreeSet::from([record.recipe, record.outputs]);
-        let mut trees = BTreeSet::new();
-        for (_, artifact) in outputs {
-            if unless_lost(core.check(&artifact, Trust::StatKey))? != Some(true) {
-                return Ok(false);
-            }
-            needed.insert(artifact.digest);
-            if artifact.kind == ArtifactKind::Tree {
-                let Some(manifest) = unless_lost(core.manifest(&artifact.digest))? else { return Ok(false) };
-                needed.extend(manifest.files().iter().map(|file| file.digest));
-                trees.insert(artifact.digest);
-            }
-        }
-        self.entries.push(record);
-        self.objects.extend(needed);
-        self.trees.extend(trees);
-        Ok(true)
+    /// Looks at every object, and keeps the candidates that are whole, with all they need.
+    fn of(core: &Core, mut candidates: Vec<Candidate>) -> Result<Self> {
+        let claims = sorted(candidates.iter().flat_map(|candidate| &candidate.needs).copied());
+        let census = core.census(&claims)?;
+        let unmet = BTreeSet::from_iter(claims.iter().filter(|claim| census.met.binary_search(claim).is_err()));
+        candidates.retain(|candidate| unmet.is_empty() || !candidate.needs.iter().any(|claim| unmet.contains(claim)));
+        let own = candidates.iter().flat_map(|candidate| [candidate.record.recipe, candidate.record.outputs]);
+        let needed = candidates.iter().flat_map(|candidate| &candidate.needs).map(|(digest, _)| *digest);
+        Ok(Self {
+            objects: sorted(own.chain(needed)),
+            trees: candidates.iter().flat_map(|candidate| &candidate.trees).copied().collect(),
+            entries: candidates.into_iter().map(|candidate| candidate.record).collect(),
+            census,
+        })
     }
 }
 
@@ -185,7 +211,8 @@ impl Store {
                 core.drop_tree(path)?;
             }
         }
-        self.free_objects(&live, options, &mut report)?;
+        [report.objects_kept, report.objects_removed, report.bytes_freed] =
+            core.free(&live.census, &live.objects, options.dry_run)?;
         report.partials_removed = self.free_partials(&live, options)?;
         // Derived from what may go; made again by the next runs.
         self.remove(&self.root().join("kept"), options)?;
@@ -204,13 +231,14 @@ impl Store {
             Keep::Listed => options.also.contains(recipe),
         };
         let records = core.entries.lock().expect("no panic while entries are held").all()?;
-        let mut live = Live::default();
-        for record in records {
-            let kept = wanted(&record.recipe) && live.add(core, record)?;
-            *(if kept { &mut report.entries_kept } else { &mut report.entries_dropped }) += 1;
-        }
-        live.objects.extend(latest);
-        live.objects.extend(core.published.values()?);
+        let count = records.len();
+        let wanted: Vec<_> = records.into_iter().filter(|record| wanted(&record.recipe)).collect();
+        let read = wanted.into_par_iter().map(|record| Candidate::read(core, record));
+        let candidates = read.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+        let mut live = Live::of(core, candidates)?;
+        report.entries_kept = live.entries.len() as u64;
+        report.entries_dropped = (count - live.entries.len()) as u64;
+        live.objects = sorted(live.objects.into_iter().chain(latest).chain(core.published.values()?));
         Ok(live)
     }
 
@@ -223,20 +251,6 @@ impl Store {
         core.manifests.lock().expect("no panic while manifests are held").clear();
         let memo = self.memo();
         if options.memo { memo.clear() } else { memo.compact() }
-    }
-
-    fn free_objects(&self, live: &Live, options: &GcOptions, report: &mut GcReport) -> Result<()> {
-        let core = self.core();
-        for (digest, path) in fanned_paths(core, "objects")? {
-            if live.objects.contains(&digest) {
-                report.objects_kept += 1;
-                continue;
-            }
-            report.objects_removed += 1;
-            report.bytes_freed += core.io.stat(&path)?.map_or(0, |stat| stat.size);
-            self.remove(&path, options)?;
-        }
-        Ok(())
     }
 
     fn free_partials(&self, live: &Live, options: &GcOptions) -> Result<u64> {

@@ -3,6 +3,7 @@
 //! [`Store`] is the one handle. `docs/cache.md` says what it promises and what it assumes of the file system.
 
 pub mod artifact;
+mod census;
 mod core;
 pub mod digest;
 pub mod entries;
