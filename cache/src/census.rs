@@ -3,7 +3,8 @@
 //! A store may hold millions of objects, so what is done for each counts: one name of a listing and one `stat` relative to its
 //! open folder, in the order of inodes, which is how file systems lay out what they would otherwise seek for.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
@@ -30,7 +31,16 @@ pub(crate) struct Census {
     /// The objects of each folder below `objects/`.
     folders: Vec<(PathBuf, Vec<Seen>)>,
     /// The claims that a whole object meets, sorted.
-    pub(crate) met: Vec<Claim>,
+    met: Vec<Claim>,
+}
+
+/// The part of what is sorted by digest that belongs into the folder `fan`: a search in it touches little memory.
+fn part_of<'a, T>(sorted: &'a [T], fan: &Path, digest: impl Fn(&T) -> &Digest) -> &'a [T] {
+    let name = fan.file_name().and_then(|name| name.to_str()).unwrap_or("");
+    let Ok(first) = u8::from_str_radix(name, 16) else { return &[] };
+    let begin = sorted.partition_point(|item| digest(item).as_bytes()[0] < first);
+    let end = sorted.partition_point(|item| digest(item).as_bytes()[0] <= first);
+    &sorted[begin..end]
 }
 
 /// The claims on one object among sorted ones.
@@ -38,6 +48,17 @@ fn claims_on<'a>(claims: &'a [Claim], digest: &Digest) -> &'a [Claim] {
     let begin = claims.partition_point(|(other, _)| other < digest);
     let count = claims[begin..].iter().take_while(|(other, _)| other == digest).count();
     &claims[begin..begin + count]
+}
+
+impl Census {
+    /// Those of the claims (sorted, each once) that no whole object meets.
+    pub(crate) fn unmet<'a>(&self, claims: &'a [Claim]) -> BTreeSet<&'a Claim> {
+        // All are met as a rule, and met ones are among the claims.
+        if self.met.len() == claims.len() {
+            return BTreeSet::new();
+        }
+        claims.iter().filter(|claim| self.met.binary_search(claim).is_err()).collect()
+    }
 }
 
 impl Core {
@@ -57,6 +78,7 @@ impl Core {
     fn look_at(&self, fan: PathBuf, claims: &[Claim]) -> Result<(PathBuf, Vec<Seen>, Vec<Claim>)> {
         let (mut seen, mut met) = (Vec::new(), Vec::new());
         let Some(folder) = self.io.open_folder(&fan)? else { return Ok((fan, seen, met)) };
+        let claims = part_of(claims, &fan, |(digest, _)| digest);
         let start = fan.file_name().and_then(|name| name.to_str()).unwrap_or("").to_owned();
         for name in self.io.names_by_inode(&folder)? {
             // What is not spelled like an object is left alone.
@@ -82,10 +104,18 @@ impl Core {
     }
 
     /// Removes the objects that are not among `live` (sorted), or only counts them; returns how many stay, how many go and
-    /// their bytes.
-    pub(crate) fn free(&self, census: &Census, live: &[Digest], dry: bool) -> Result<[u64; 3]> {
+    /// their bytes. `alone` is asked before each folder.
+    pub(crate) fn free(
+        &self,
+        census: &Census,
+        live: &[Digest],
+        dry: bool,
+        alone: &(dyn Fn() -> Result<()> + Sync),
+    ) -> Result<[u64; 3]> {
         let one = |(fan, seen): &(PathBuf, Vec<Seen>)| {
+            alone()?;
             let folder = if dry { None } else { self.io.open_folder(fan)? };
+            let live = part_of(live, fan, |digest| digest);
             let mut counts = [0; 3];
             for object in seen {
                 if live.binary_search(&object.digest).is_ok() {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::entries::Entries;
+use crate::heartbeat::Beats;
 use crate::index::Home;
 use crate::io::Io;
 use crate::lease::Leases;
@@ -45,6 +46,8 @@ pub(crate) struct Core {
     /// What was quarantined and nobody has asked about yet.
     pub(crate) damage: Mutex<Vec<Damage>>,
     pub(crate) leases: Arc<Leases>,
+    /// None: leases and liveness are kernel locks.
+    pub(crate) beats: Option<Arc<Beats>>,
     pub(crate) reflinks: AtomicBool,
     pub(crate) counter: AtomicU64,
 }
@@ -60,6 +63,7 @@ impl Core {
             witnessed: Mutex::new(BTreeSet::new()),
             damage: Mutex::new(Vec::new()),
             leases: Arc::default(),
+            beats: home.beats,
             reflinks: AtomicBool::new(true),
             counter: AtomicU64::new(0),
             root,

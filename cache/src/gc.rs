@@ -18,12 +18,15 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use crate::census::{Census, Claim};
 use crate::core::Core;
 use crate::entries::{EntryRecord, OutputsList};
+use crate::heartbeat::{Beat, Beats};
+use crate::store::gc_beat;
 use crate::{ArtifactKind, Digest, Store, StoreError};
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -123,7 +126,7 @@ impl Live {
     fn of(core: &Core, mut candidates: Vec<Candidate>) -> Result<Self> {
         let claims = sorted(candidates.iter().flat_map(|candidate| &candidate.needs).copied());
         let census = core.census(&claims)?;
-        let unmet = BTreeSet::from_iter(claims.iter().filter(|claim| census.met.binary_search(claim).is_err()));
+        let unmet = census.unmet(&claims);
         candidates.retain(|candidate| unmet.is_empty() || !candidate.needs.iter().any(|claim| unmet.contains(claim)));
         let own = candidates.iter().flat_map(|candidate| [candidate.record.recipe, candidate.record.outputs]);
         let needed = candidates.iter().flat_map(|candidate| &candidate.needs).map(|(digest, _)| *digest);
@@ -167,12 +170,31 @@ impl Store {
     /// otherwise the file system refuses.
     pub fn gc(&self, options: &GcOptions) -> Result<GcReport> {
         if options.dry_run {
-            return self.collect(options);
+            return self.collect(options, &|| Ok(()));
+        }
+        if let Some(beats) = self.core().beats.clone() {
+            let beat = self.enter_alone(&beats)?;
+            // One that was stopped for too long must not go on.
+            return self.collect(options, &|| if beat.is_own()? { Ok(()) } else { Err(self.busy()) });
         }
         self.enter_exclusive()?;
-        let result = self.collect(options);
+        let result = self.collect(options, &|| Ok(()));
         self.leave_exclusive()?;
         result
+    }
+
+    /// The exclusion of heartbeats: says that a gc works, then looks whether anybody else lives.
+    fn enter_alone(&self, beats: &Arc<Beats>) -> Result<Beat> {
+        let beat = beats.try_take(&gc_beat(self.root()))?.ok_or_else(|| self.busy())?;
+        let tmp = self.root().join("tmp");
+        let own = tmp.join(format!("{}.lock", self.core().writer));
+        let locks = self.core().io.list(&tmp)?.into_iter();
+        let others = locks.filter(|path| *path != own && path.extension().is_some_and(|e| e == "lock")).collect();
+        if beats.alive(others)?.is_empty() { Ok(beat) } else { Err(self.busy()) }
+    }
+
+    fn busy(&self) -> StoreError {
+        StoreError::Busy { path: self.root().to_owned() }
     }
 
     fn in_use_path(&self) -> PathBuf {
@@ -188,7 +210,7 @@ impl Store {
             return Ok(());
         }
         io.lock_shared(file, &path)?;
-        taken.and(Err(StoreError::Busy { path: self.root().to_owned() }))
+        taken.and(Err(self.busy()))
     }
 
     fn leave_exclusive(&self) -> Result<()> {
@@ -197,22 +219,25 @@ impl Store {
         io.lock_shared(&self.inner.in_use, &path)
     }
 
-    fn collect(&self, options: &GcOptions) -> Result<GcReport> {
+    /// `alone` is asked before each step that takes something away, and says when it may not be taken any more.
+    fn collect(&self, options: &GcOptions, alone: &(dyn Fn() -> Result<()> + Sync)) -> Result<GcReport> {
         let core = self.core();
         let mut report = GcReport::default();
         let live = self.live(options, &mut report)?;
         if !options.dry_run {
+            alone()?;
             self.rewrite_indexes(&live, options)?;
         }
         let trees = fanned_paths(core, "trees")?;
         for (_, path) in trees.iter().filter(|(digest, _)| !live.trees.contains(digest)) {
             report.trees_removed += 1;
             if !options.dry_run {
+                alone()?;
                 core.drop_tree(path)?;
             }
         }
         [report.objects_kept, report.objects_removed, report.bytes_freed] =
-            core.free(&live.census, &live.objects, options.dry_run)?;
+            core.free(&live.census, &live.objects, options.dry_run, alone)?;
         report.partials_removed = self.free_partials(&live, options)?;
         // Derived from what may go; made again by the next runs.
         self.remove(&self.root().join("kept"), options)?;

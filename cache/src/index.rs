@@ -24,10 +24,12 @@ use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::ops::RangeBounds;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::StoreError;
+use crate::heartbeat::Beats;
 use crate::io::Io;
-use crate::lock::LockFile;
+use crate::lock::Locks;
 use crate::log::Log;
 use crate::snapshot::{self, Keyed, Snapshot};
 
@@ -46,13 +48,21 @@ pub(crate) struct Home {
     pub(crate) writer: String,
     /// Bytes of dead writers' logs that are left alone.
     pub(crate) absorb: u64,
+    pub(crate) beats: Option<Arc<Beats>>,
+}
+
+impl Home {
+    /// How processes that have the store open lock by name.
+    pub(crate) fn locks(&self) -> Locks {
+        Locks { io: self.io.clone(), beats: self.beats.clone() }
+    }
 }
 
 #[cfg(test)]
 impl Home {
     /// A home below `root` without faults.
     pub(crate) fn of(root: &Path, writer: &str, absorb: u64) -> Self {
-        Self { io: Io::default(), tmp: root.join("tmp"), writer: writer.to_owned(), absorb }
+        Self { io: Io::default(), tmp: root.join("tmp"), writer: writer.to_owned(), absorb, beats: None }
     }
 }
 
@@ -200,7 +210,7 @@ impl<R: Keyed> Index<R> {
         if self.home.absorb == u64::MAX || self.dead_logs()?.is_empty() {
             return Ok(());
         }
-        let Some(_lock) = LockFile::try_take(&self.home.io, &self.dir.join("absorb.lock"))? else { return Ok(()) };
+        let Some(_lock) = self.home.locks().try_take(&self.dir.join("absorb.lock"))? else { return Ok(()) };
         // Somebody may have done it meanwhile.
         self.read()?;
         let dead = self.dead_logs()?;
@@ -227,6 +237,21 @@ impl<R: Keyed> Index<R> {
         snapshot::write(io, &temporary, records)?;
         io.rename(&temporary, &self.snapshot_path())?;
         io.sync_always(&self.dir)
+    }
+
+    /// Moves everything into the snapshot. Only for a caller that has the store for itself.
+    pub(crate) fn compact(&mut self) -> Result<()> {
+        self.refresh()?;
+        if self.is_compact() {
+            return Ok(());
+        }
+        let records: Vec<_> = self.iter().collect();
+        self.rewrite(&records)
+    }
+
+    /// Whether every record lies in the snapshot, as far as was read.
+    pub(crate) fn is_compact(&self) -> bool {
+        self.log.consumed().is_empty()
     }
 
     /// Replaces everything by `records`, whose keys ascend: complete under its name before the old files go. Only for a

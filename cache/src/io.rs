@@ -21,11 +21,16 @@ use crate::{Digest, StoreError};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
+/// NFS_SUPER_MAGIC, statfs(2).
+const NFS: i64 = 0x6969;
+
 /// An operation on the file system, as a [`Faults`] sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Reads or hashes content.
+    /// Reads content.
     Read,
+    /// Reads all of a file's content to hash it.
+    Hash,
     /// Asks for metadata.
     Stat,
     /// Lists a directory.
@@ -50,6 +55,8 @@ pub enum Op {
     Sync,
     /// Takes a lock.
     Lock,
+    /// Sets a file's times to now.
+    Touch,
 }
 
 /// What a [`Faults`] decides about an operation.
@@ -67,6 +74,12 @@ pub enum Verdict {
 pub trait Faults: Send + Sync {
     /// Asked before each operation.
     fn before(&self, op: Op, path: &Path) -> Verdict;
+
+    /// The clock of the file server, in nanoseconds since 1970: what a touched file's mtime becomes. `None` leaves it to the
+    /// file system.
+    fn server_ns(&self) -> Option<i64> {
+        None
+    }
 }
 
 /// What kind of thing a path names.
@@ -194,6 +207,12 @@ impl Io {
         Self { flush, network: false, faults }
     }
 
+    /// The same on a file system that other hosts write to: every write is flushed at once, since they see it no earlier, and
+    /// nothing is mapped.
+    pub(crate) fn on_network(self) -> Self {
+        Self { network: true, ..self }
+    }
+
     fn verdict(&self, op: Op, path: &Path) -> Verdict {
         self.faults.as_ref().map_or(Verdict::Pass, |faults| faults.before(op, path))
     }
@@ -265,7 +284,11 @@ impl Io {
     /// Metadata of what lies under `name` in an open directory; `None` when there is nothing.
     pub(crate) fn stat_in(&self, folder: &Folder, name: &OsStr) -> Result<Option<FileStat>> {
         let stat = || Ok(FileStat::from(rustix::fs::statat(&folder.fd, name, AtFlags::SYMLINK_NOFOLLOW)?));
-        absent_is_none(self.act(Op::Stat, "examine", &folder.path.join(name), stat))
+        // Of millions, only those that a fault may strike or that fail need their path spelled.
+        match self.faults.is_none().then(stat) {
+            Some(Ok(stat)) => Ok(Some(stat)),
+            _ => absent_is_none(self.act(Op::Stat, "examine", &folder.path.join(name), stat)),
+        }
     }
 
     /// Removes a file in an open directory; one that is gone already is fine.
@@ -311,7 +334,7 @@ impl Io {
 
     /// The digest of a file's content; large files are mapped and hashed by all cores.
     pub(crate) fn hash(&self, path: &Path) -> Result<Digest> {
-        self.act(Op::Read, "hash", path, || {
+        self.act(Op::Hash, "hash", path, || {
             let mut hasher = blake3::Hasher::new();
             hasher.update_mmap_rayon(path)?;
             Ok(Digest::from_bytes(*hasher.finalize().as_bytes()))
@@ -337,6 +360,7 @@ impl Io {
     /// Appends all of `bytes` with one system call where the kernel takes them in one.
     pub(crate) fn append(&self, mut file: &File, path: &Path, bytes: &[u8]) -> Result<()> {
         let result = match self.verdict(Op::Write(bytes.len()), path) {
+            Verdict::Pass if self.network => file.write_all(bytes).and_then(|()| file.sync_data()),
             Verdict::Pass => file.write_all(bytes),
             Verdict::Tear(at) => file.write_all(&bytes[..at.min(bytes.len())]).and_then(|()| Err(torn())),
             Verdict::Fail(error) => Err(error),
@@ -408,6 +432,37 @@ impl Io {
     /// Flushes a file or a directory to the device, where the store flushes at all.
     pub(crate) fn sync(&self, path: &Path) -> Result<()> {
         self.act(Op::Sync, "sync", path, || if self.flush { File::open(path)?.sync_all() } else { Ok(()) })
+    }
+
+    /// Sets an open file's times to the file server's now.
+    pub(crate) fn touch(&self, file: &File, path: &Path) -> Result<()> {
+        let given = self.faults.as_ref().and_then(|faults| faults.server_ns());
+        let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        let time = given.map_or(now, |ns| rustix::fs::Timespec {
+            tv_sec: ns.div_euclid(1_000_000_000),
+            tv_nsec: ns.rem_euclid(1_000_000_000),
+        });
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        self.act(Op::Touch, "touch", path, || Ok(rustix::fs::futimens(file, &times)?))
+    }
+
+    /// Flushes a file before others may see it, where they would see it without its content.
+    pub(crate) fn sync_network(&self, path: &Path) -> Result<()> {
+        if self.network { self.sync_always(path) } else { Ok(()) }
+    }
+
+    /// How long a file is; what other hosts appended a moment ago counts.
+    pub(crate) fn size(&self, path: &Path) -> Result<u64> {
+        if self.network {
+            let stat = self.open(path).and_then(|file| self.stat_open(&file, path));
+            return Ok(absent_is_none(stat)?.map_or(0, |stat| stat.size));
+        }
+        Ok(self.stat(path)?.map_or(0, |stat| stat.size))
+    }
+
+    /// Whether `path` lies on a network file system.
+    pub(crate) fn is_remote(&self, path: &Path) -> Result<bool> {
+        self.act(Op::Stat, "examine", path, || Ok(rustix::fs::statfs(path)?.f_type == NFS))
     }
 
     /// Flushes a file or a directory to the device even where the store does not flush.

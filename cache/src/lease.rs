@@ -5,6 +5,8 @@
 //! open file, ends when it is dropped and when its process dies, and so there is no unlock command. Two recipes of one place
 //! would only wait for each other. A byte costs nothing: a lock file for each recipe would be made and removed for each
 //! stage, and file systems make new files slowly while they remember many removed ones.
+//!
+//! On NFS a lease is a heartbeat instead, the file `leases/<recipe>.beat` (see [`crate::heartbeat`]).
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -13,13 +15,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::core::Core;
+use crate::heartbeat::Beat;
 use crate::io::Io;
 use crate::{Digest, StoreError};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
 /// How often a waiting caller looks again.
-const POLL: Duration = Duration::from_millis(50);
+pub(crate) const POLL: Duration = Duration::from_millis(50);
 
 /// The leases that one open store holds. The kernel tells open files apart, not the threads of one.
 #[derive(Default)]
@@ -43,10 +46,14 @@ impl Leases {
 #[must_use = "a lease ends when it is dropped"]
 pub struct Lease {
     recipe: Digest,
-    io: Io,
-    leases: Arc<Leases>,
-    file: Arc<File>,
-    path: PathBuf,
+    _hold: Hold,
+}
+
+/// What a lease is made of.
+#[allow(dead_code, reason = "held for what dropping them does")]
+enum Hold {
+    Byte(Byte),
+    Beat(Beat),
 }
 
 impl Lease {
@@ -56,12 +63,21 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+/// A held byte of `leases/bytes`.
+struct Byte {
+    io: Io,
+    leases: Arc<Leases>,
+    file: Arc<File>,
+    path: PathBuf,
+    at: u64,
+}
+
+impl Drop for Byte {
     fn drop(&mut self) {
         let mut held = self.leases.lock();
         // A lock that cannot be let go ends with the process.
-        let _ = self.io.unlock_byte(&self.file, &self.path, place(&self.recipe));
-        held.places.remove(&place(&self.recipe));
+        let _ = self.io.unlock_byte(&self.file, &self.path, self.at);
+        held.places.remove(&self.at);
     }
 }
 
@@ -72,9 +88,17 @@ fn place(recipe: &Digest) -> u64 {
 
 impl Core {
     pub(crate) fn lease(&self, recipe: &Digest) -> Result<Option<Lease>> {
+        let hold = match &self.beats {
+            Some(beats) => beats.try_take(&self.root.join("leases").join(format!("{recipe}.beat")))?.map(Hold::Beat),
+            None => self.hold_byte(place(recipe))?.map(Hold::Byte),
+        };
+        Ok(hold.map(|hold| Lease { recipe: *recipe, _hold: hold }))
+    }
+
+    fn hold_byte(&self, at: u64) -> Result<Option<Byte>> {
         let path = self.root.join("leases").join("bytes");
         let mut held = self.leases.lock();
-        if held.places.contains(&place(recipe)) {
+        if held.places.contains(&at) {
             return Ok(None);
         }
         let file = match &held.file {
@@ -84,11 +108,11 @@ impl Core {
                 held.file.insert(Arc::new(self.io.open_lock(&path)?)).clone()
             }
         };
-        if !self.io.try_lock_byte(&file, &path, place(recipe))? {
+        if !self.io.try_lock_byte(&file, &path, at)? {
             return Ok(None);
         }
-        held.places.insert(place(recipe));
-        Ok(Some(Lease { recipe: *recipe, io: self.io.clone(), leases: self.leases.clone(), file, path }))
+        held.places.insert(at);
+        Ok(Some(Byte { io: self.io.clone(), leases: self.leases.clone(), file, path, at }))
     }
 
     /// Waits for the lease; `go_on` is asked before each wait and ends it with `false`.

@@ -160,7 +160,7 @@ impl<R: Record> Log<R> {
 
     fn refresh_file(&mut self, path: &Path, apply: &mut impl FnMut(R)) -> Result<()> {
         let seen = self.consumed.get(path).copied().unwrap_or(0);
-        let size = self.io.stat(path)?.map_or(0, |stat| stat.size);
+        let size = self.io.size(path)?;
         if size <= seen || size < HEADER as u64 {
             return Ok(());
         }

@@ -223,6 +223,9 @@ impl Space {
         self.index.refresh()?;
         let records: Vec<_> = self.index.iter().collect();
         let (kept, old) = self.sort_data(&records)?;
+        if self.index.is_compact() && old.is_empty() {
+            return Ok(());
+        }
         let records = self.merge(records, &kept)?;
         self.index.rewrite(&records)?;
         self.own = None;

@@ -112,6 +112,7 @@ impl Core {
             return Ok(Some(artifact));
         }
         self.io.make_dirs(object.parent().expect("objects lie in a directory"))?;
+        self.io.sync_network(path)?;
         self.io.rename(path, &object)?;
         self.witness(&digest);
         self.settle(&object, digest, &before, start_ns)?;

@@ -98,9 +98,6 @@ impl Pairs {
 
     /// Rewrites the index with the last pairs only. Only for a caller that has the store for itself.
     pub(crate) fn compact(&self) -> Result<()> {
-        let index = &mut self.lock().index;
-        index.refresh()?;
-        let pairs: Vec<_> = index.iter().collect();
-        index.rewrite(&pairs)
+        self.lock().index.compact()
     }
 }

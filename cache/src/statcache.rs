@@ -13,7 +13,7 @@
 //! | in the store | mtime | renaming and linking renew ctime, but content that changes renews mtime |
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::RwLock;
 
 use crate::index::{Home, Index};
 use crate::io::{FileStat, Io};
@@ -128,7 +128,7 @@ struct State {
 /// The stat cache of a store.
 pub(crate) struct StatCache {
     io: Io,
-    state: Mutex<State>,
+    state: RwLock<State>,
 }
 
 fn window(stat: &FileStat) -> i64 {
@@ -151,11 +151,11 @@ pub(crate) fn is_settled(stat: &FileStat, guard: Guard, start_ns: i64) -> bool {
 impl StatCache {
     pub(crate) fn new(home: &Home, dir: PathBuf) -> Self {
         let state = State { index: Index::new(home, dir), loaded: false };
-        Self { io: home.io.clone(), state: Mutex::new(state) }
+        Self { io: home.io.clone(), state: RwLock::new(state) }
     }
 
     fn with<T>(&self, body: impl FnOnce(&mut Index<StatRecord>) -> Result<T>) -> Result<T> {
-        let mut state = self.state.lock().expect("no panic while the stat cache is held");
+        let mut state = self.state.write().expect("no panic while the stat cache is held");
         if !state.loaded {
             state.index.refresh()?;
             state.loaded = true;
@@ -163,12 +163,22 @@ impl StatCache {
         body(&mut state.index)
     }
 
+    /// What is remembered of an inode; threads may ask at once.
+    fn known(&self, place: &[u8; 16]) -> Result<Option<StatRecord>> {
+        let state = self.state.read().expect("no panic while the stat cache is held");
+        if state.loaded {
+            return Ok(state.index.get(place));
+        }
+        drop(state);
+        self.with(|index| Ok(index.get(place)))
+    }
+
     /// The remembered digest of the file with this metadata.
     pub(crate) fn get(&self, stat: &FileStat) -> Option<Digest> {
         let key = Key::from(stat);
-        let found = self.with(|index| Ok(index.get(&place(key.dev, key.ino))));
         // An unreadable stat cache is an empty one: the file is hashed.
-        found.ok().flatten().filter(|known| known.key == key).map(|known| known.digest)
+        let found = self.known(&place(key.dev, key.ino)).ok().flatten();
+        found.filter(|known| known.key == key).map(|known| known.digest)
     }
 
     /// Remembers digests whose safety the caller has established. Failing to is no error: the files are hashed again.
@@ -206,13 +216,9 @@ impl StatCache {
         Err(StoreError::Changed { path: path.to_owned() })
     }
 
-    /// Rewrites the index without what newer records replaced; returns the number of records kept. Only for a caller that
-    /// has the store for itself.
-    pub(crate) fn compact(&self) -> Result<usize> {
-        self.with(|index| {
-            let records: Vec<_> = index.iter().collect();
-            index.rewrite(&records).map(|()| records.len())
-        })
+    /// Rewrites the index without what newer records replaced. Only for a caller that has the store for itself.
+    pub(crate) fn compact(&self) -> Result<()> {
+        self.with(Index::compact)
     }
 }
 
@@ -268,7 +274,8 @@ mod tests {
         }
         let reopened = opened(dir.path(), "b");
         assert_eq!(reopened.get(&known), Some(digest));
-        assert_eq!(reopened.compact().unwrap(), 1);
+        reopened.compact().unwrap();
+        assert_eq!(std::fs::read_dir(dir.path().join("stat")).unwrap().count(), 1);
         assert_eq!(opened(dir.path(), "c").get(&known), Some(digest));
     }
 

@@ -4,13 +4,15 @@ use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::core::{BootId, Core, Damage};
 use crate::entries::{Entry, EntryRecord, OutputsList};
+use crate::heartbeat::Beats;
 use crate::index::Home;
 use crate::io::{Faults, Io};
-use crate::lease::Lease;
-use crate::lock::LockFile;
+use crate::lease::{Lease, POLL};
+use crate::lock::{Lock, Locks};
 use crate::manifest::{Links, Manifest};
 use crate::memo::MemoStore;
 use crate::objects::Trust;
@@ -28,6 +30,28 @@ const FORMAT: &str = "mpcc-store 1";
 /// Port name -> artifact, in the order they were published.
 type Outputs = Vec<(String, Artifact)>;
 
+/// How processes that have one store open tell each other what they hold: recipes (leases), and that they live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Locking {
+    /// As the store says; one that says nothing uses heartbeats on NFS and kernel locks anywhere else.
+    #[default]
+    Auto,
+    /// Kernel locks, from now on, for everybody.
+    Kernel,
+    /// Files whose mtime is renewed, from now on, for everybody; every write is flushed at once.
+    Heartbeat {
+        /// How often.
+        every: Duration,
+        /// After how many missed beats a holder counts as dead.
+        missed: u32,
+    },
+}
+
+impl Locking {
+    /// Heartbeats as a store on NFS has them: every 5 s, dead after a minute.
+    pub const HEARTBEAT: Self = Self::Heartbeat { every: Duration::from_secs(5), missed: 12 };
+}
+
 /// How to open a store.
 #[derive(Clone)]
 pub struct StoreOptions {
@@ -40,11 +64,14 @@ pub struct StoreOptions {
     pub boot: Option<String>,
     /// Bytes of dead writers' logs in one index that are left alone (default 1 MiB); more are moved into its snapshot.
     pub absorb: u64,
+    /// How processes tell each other what they hold. All that have the store open at once must agree, so a choice is kept in
+    /// the store; make it while nobody else has it open.
+    pub locking: Locking,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { sync: true, faults: None, boot: None, absorb: 1 << 20 }
+        Self { sync: true, faults: None, boot: None, absorb: 1 << 20, locking: Locking::Auto }
     }
 }
 
@@ -70,7 +97,7 @@ pub(crate) struct Inner {
 #[derive(Clone)]
 pub(crate) struct Held {
     _in_use: Arc<File>,
-    _writer: Arc<LockFile>,
+    _writer: Arc<Lock>,
 }
 
 impl Drop for Inner {
@@ -116,13 +143,49 @@ fn write_format(core: &Core) -> Result<()> {
     core.root.parent().map_or(Ok(()), |parent| core.io.sync(parent))
 }
 
-fn claim(io: &Io, tmp: &Path) -> Result<(String, LockFile)> {
+fn claim(locks: &Locks, tmp: &Path) -> Result<(String, Lock)> {
     loop {
         let writer = random_id();
-        if let Some(lock) = claim_writer(io, tmp, &writer)? {
+        if let Some(lock) = claim_writer(locks, tmp, &writer)? {
             return Ok((writer, lock));
         }
     }
+}
+
+/// The beat of [`Locking`] that the store at `root` uses; none for kernel locks. A choice that was made now is written down.
+fn beat_of(io: &Io, root: &Path, locking: Locking) -> Result<Option<(Duration, u32)>> {
+    let path = root.join("leases").join("kind");
+    let told = String::from_utf8_lossy(&io.read(&path)?.unwrap_or_default()).into_owned();
+    let mut words = told.split_whitespace();
+    let known = match (words.next(), words.next().map(str::parse), words.next().map(str::parse)) {
+        (Some("heartbeat"), Some(Ok(millis)), Some(Ok(missed))) => Some(Some((Duration::from_millis(millis), missed))),
+        (Some("kernel"), None, None) => Some(None),
+        _ => None,
+    };
+    let chosen = match (locking, known) {
+        (Locking::Auto, Some(known)) => return Ok(known),
+        (Locking::Auto, None) if !io.is_remote(root)? => return Ok(None),
+        (Locking::Auto, None) => Locking::HEARTBEAT,
+        (given, _) => given,
+    };
+    let (line, beat) = match chosen {
+        Locking::Heartbeat { every, missed } => {
+            (format!("heartbeat {} {missed}\n", every.as_millis()), Some((every, missed)))
+        }
+        _ => ("kernel\n".to_owned(), None),
+    };
+    if line != told {
+        io.make_dirs(&root.join("leases"))?;
+        let temporary = root.join("leases").join(format!("{}-0.probe", random_id()));
+        io.write_new(&temporary, line.as_bytes())?;
+        io.rename(&temporary, &path)?;
+    }
+    Ok(beat)
+}
+
+/// Where gc says that it works, when it cannot say so by a kernel lock.
+pub(crate) fn gc_beat(root: &Path) -> PathBuf {
+    root.join("leases").join("gc.beat")
 }
 
 /// A record with its outputs, as callers see it.
@@ -141,14 +204,30 @@ impl Store {
         io.make_dirs(root)?;
         let root = std::path::absolute(root).map_err(|error| StoreError::io("resolve", root, error))?;
         let known_format = check_format(&io, &root)?;
+        let beat = beat_of(&io, &root, options.locking)?;
+        let io = if beat.is_some() { io.on_network() } else { io };
+        let beats = beat.map(|beat| Beats::new(io.clone(), root.join("leases"), random_id(), beat)).transpose()?;
         let in_use_path = root.join("in-use");
         let in_use = Arc::new(io.open_lock(&in_use_path)?);
-        io.lock_shared(&in_use, &in_use_path)?;
-        let tmp = root.join("tmp");
+        if beats.is_none() {
+            io.lock_shared(&in_use, &in_use_path)?;
+        }
+        let (tmp, locks) = (root.join("tmp"), Locks { io: io.clone(), beats: beats.clone() });
         io.make_dirs(&tmp)?;
-        sweep(&io, &tmp)?;
-        let (writer, lock) = claim(&io, &tmp)?;
-        let home = Home { io, tmp, writer, absorb: options.absorb };
+        sweep(&locks, &tmp)?;
+        let (writer, lock) = claim(&locks, &tmp)?;
+        if let Some(beats) = &beats {
+            beats.sweep()?;
+            // Whoever comes says so first and looks second, and so does gc: one of them sees the other.
+            while !beats.alive(vec![gc_beat(&root)])?.is_empty() {
+                std::thread::sleep(POLL);
+            }
+            // A gc that was taken for dead may come back, and must find that it has lost its place.
+            if io.stat(&gc_beat(&root))?.is_some() {
+                drop(beats.try_take(&gc_beat(&root))?);
+            }
+        }
+        let home = Home { io, tmp, writer, absorb: options.absorb, beats };
         let held = Held { _in_use: in_use.clone(), _writer: Arc::new(lock) };
         let memo = MemoStore::new(home.clone(), root.join("memo"), held.clone());
         let core = Arc::new(Core::new(root, home, boot_id(options.boot.as_deref())));

@@ -52,8 +52,9 @@ struct Durable {
     files: BTreeMap<u64, Vec<u8>>,
     /// Names in a directory at its last flush.
     dirs: BTreeMap<PathBuf, Names>,
-    /// Bytes of what was removed or replaced since: it may come back.
-    removed: BTreeMap<u64, Vec<u8>>,
+    /// Bytes of what was removed or replaced since, and how many of them were flushed: it may come back, and as long as a name
+    /// may lead to it, what was flushed of it is there.
+    removed: BTreeMap<u64, (Vec<u8>, usize)>,
 }
 
 /// Lets some operations pass, then the power is off; remembers what was flushed.
@@ -79,9 +80,9 @@ impl Durable {
             && stat.is_file()
             && stat.nlink() == 1
         {
-            self.removed.insert(stat.ino(), fs::read(path).unwrap());
             // Some file systems give the number to another file at once.
-            self.files.remove(&stat.ino());
+            let flushed = self.files.remove(&stat.ino()).map_or(0, |bytes| bytes.len());
+            self.removed.insert(stat.ino(), (fs::read(path).unwrap(), flushed));
         }
     }
 }
@@ -103,6 +104,13 @@ impl Faults for Disk {
     }
 }
 
+#[derive(Clone)]
+struct Bytes {
+    all: Vec<u8>,
+    flushed: usize,
+    mode: u32,
+}
+
 /// Writes the image of a disk after a cut.
 struct Image<'a> {
     disk: &'a Durable,
@@ -111,8 +119,8 @@ struct Image<'a> {
     to: &'a Path,
     /// Old inode -> its place in the image, to keep hard links together.
     placed: BTreeMap<u64, PathBuf>,
-    /// Bytes by old inode, whatever its names now.
-    bytes: BTreeMap<u64, (Vec<u8>, u32)>,
+    /// Bytes by old inode, whatever its names now, and how many of them were flushed.
+    bytes: BTreeMap<u64, Bytes>,
 }
 
 /// A coin and a die that fall the same way every time for the same name.
@@ -122,12 +130,17 @@ fn toss(seed: u64, what: &str) -> u64 {
 
 impl<'a> Image<'a> {
     fn write(disk: &'a Durable, loss: Loss, from: &'a Path, to: &'a Path) {
-        let mut bytes: BTreeMap<_, _> =
-            disk.removed.iter().map(|(ino, bytes)| (*ino, (bytes.clone(), 0o444))).collect();
+        let mut bytes: BTreeMap<_, _> = disk
+            .removed
+            .iter()
+            .map(|(ino, (all, flushed))| (*ino, Bytes { all: all.clone(), flushed: *flushed, mode: 0o444 }))
+            .collect();
         for path in crate::support::below(from) {
             let stat = fs::symlink_metadata(&path).unwrap();
             if stat.is_file() {
-                bytes.insert(stat.ino(), (fs::read(&path).unwrap(), stat.mode() & 0o7777));
+                let flushed = disk.files.get(&stat.ino()).map_or(0, Vec::len);
+                let mode = stat.mode() & 0o7777;
+                bytes.insert(stat.ino(), Bytes { all: fs::read(&path).unwrap(), flushed, mode });
             }
         }
         let mut image = Self { disk, loss, from, to, placed: BTreeMap::new(), bytes };
@@ -176,14 +189,15 @@ impl<'a> Image<'a> {
         if let Some(first) = self.placed.get(&ino) {
             return fs::hard_link(first, &target).unwrap();
         }
-        let Some((now, mode)) = self.bytes.get(&ino).cloned() else { return };
-        fs::write(&target, self.content(path, ino, &now)).unwrap();
-        fs::set_permissions(&target, fs::Permissions::from_mode(mode)).unwrap();
+        let Some(bytes) = self.bytes.get(&ino).cloned() else { return };
+        fs::write(&target, self.content(path, ino, &bytes)).unwrap();
+        fs::set_permissions(&target, fs::Permissions::from_mode(bytes.mode)).unwrap();
         self.placed.insert(ino, target);
     }
 
-    fn content(&self, path: &Path, ino: u64, now: &[u8]) -> Vec<u8> {
-        let durable = self.disk.files.get(&ino).map_or(0, Vec::len).min(now.len());
+    fn content(&self, path: &Path, ino: u64, bytes: &Bytes) -> Vec<u8> {
+        let now = &bytes.all;
+        let durable = bytes.flushed.min(now.len());
         let loss = match self.loss {
             Loss::Mixed(seed) => {
                 [Loss::Truncated, Loss::Zeroed, Loss::Torn, Loss::Undone][(toss(seed, &format!("{ino}")) % 4) as usize]

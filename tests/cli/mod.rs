@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 mod contract;
 mod crash;
+mod crowd;
 mod custom;
 mod errors;
 mod examples;
