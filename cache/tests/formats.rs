@@ -75,7 +75,7 @@ fn boot(name: &str) -> StoreOptions {
 
 #[test]
 fn a_store_of_format_1_answers_everything_it_was_told() {
-    STORES.map(|name| answers(&copy(name), name));
+    STORES.iter().for_each(|name| answers(&copy(name), name));
 }
 
 fn answers(dir: &TempDir, which: &str) {

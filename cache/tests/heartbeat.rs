@@ -194,7 +194,9 @@ impl Faults for Stopped {
 fn a_gc_that_was_stopped_does_not_go_on() {
     let (dir, server) = (fast_dir(), Server::new(u64::MAX));
     let orphans = Store::open(dir.path(), server.options()).unwrap();
-    (0..2000).for_each(|n| drop(orphans.put_bytes(format!("orphan {n}").as_bytes()).unwrap()));
+    for n in 0..2000 {
+        orphans.put_bytes(format!("orphan {n}").as_bytes()).unwrap();
+    }
     drop(orphans);
     let root = dir.path().to_owned();
     let stopped = Arc::new(Stopped { server: server.clone(), root: root.clone(), reached: AtomicU64::new(0) });
@@ -277,7 +279,9 @@ fn child() {
 }
 
 fn signal(child: &Child, name: &str) {
-    assert!(Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap().success());
+    let mut command = Command::new("kill");
+    command.args([&format!("-{name}"), &child.id().to_string()]);
+    assert!(support::spawn(&mut command).wait().unwrap().success());
 }
 
 #[test]
