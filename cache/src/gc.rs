@@ -26,7 +26,7 @@ use crate::census::{Census, Claim};
 use crate::core::Core;
 use crate::entries::{EntryRecord, OutputsList};
 use crate::heartbeat::{Beat, Beats};
-use crate::store::gc_beat;
+use crate::lock::gc_beat;
 use crate::{ArtifactKind, Digest, Store, StoreError};
 
 type Result<T> = std::result::Result<T, StoreError>;

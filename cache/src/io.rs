@@ -3,18 +3,14 @@
 //! A test hands the store a [`Faults`]; it is asked before each operation and may let it pass, fail it, or tear a write.
 //! A crash is modelled by failing every operation after the k-th.
 
-use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
-use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{Digest, StoreError};
@@ -105,29 +101,7 @@ pub(crate) struct FileStat {
     pub(crate) ctime_ns: i64,
 }
 
-impl From<rustix::fs::Stat> for FileStat {
-    fn from(stat: rustix::fs::Stat) -> Self {
-        use rustix::fs::FileType;
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => FileKind::File,
-            FileType::Directory => FileKind::Dir,
-            FileType::Symlink => FileKind::Link,
-            _ => FileKind::Other,
-        };
-        Self {
-            kind,
-            dev: stat.st_dev,
-            ino: stat.st_ino,
-            size: stat.st_size.cast_unsigned(),
-            links: stat.st_nlink,
-            mode: stat.st_mode & 0o7777,
-            mtime_ns: nanoseconds(stat.st_mtime, stat.st_mtime_nsec.cast_signed()),
-            ctime_ns: nanoseconds(stat.st_ctime, stat.st_ctime_nsec.cast_signed()),
-        }
-    }
-}
-
-fn nanoseconds(seconds: i64, rest: i64) -> i64 {
+pub(crate) fn nanoseconds(seconds: i64, rest: i64) -> i64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }
 
@@ -160,13 +134,7 @@ pub(crate) struct Io {
     flush: bool,
     /// Whether other hosts may replace files under this one's hands.
     network: bool,
-    faults: Option<Arc<dyn Faults>>,
-}
-
-/// An open directory: what lies in it is reached without walking the whole path each time.
-pub(crate) struct Folder {
-    fd: OwnedFd,
-    path: PathBuf,
+    pub(crate) faults: Option<Arc<dyn Faults>>,
 }
 
 /// A whole file: mapped, or read where a map is not safe.
@@ -218,7 +186,13 @@ impl Io {
     }
 
     /// Runs `body` as operation `op` called `name` on `path`.
-    fn act<T>(&self, op: Op, name: &'static str, path: &Path, body: impl FnOnce() -> io::Result<T>) -> Result<T> {
+    pub(crate) fn act<T>(
+        &self,
+        op: Op,
+        name: &'static str,
+        path: &Path,
+        body: impl FnOnce() -> io::Result<T>,
+    ) -> Result<T> {
         let result = match self.verdict(op, path) {
             Verdict::Pass => body(),
             Verdict::Tear(_) => Err(torn()),
@@ -256,45 +230,6 @@ impl Io {
         let mut paths = absent_is_none(listed)?.unwrap_or_default();
         paths.sort();
         Ok(paths)
-    }
-
-    /// Opens a directory; `None` when there is no directory.
-    pub(crate) fn open_folder(&self, path: &Path) -> Result<Option<Folder>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = self.act(Op::Open, "open", path, || match rustix::fs::open(path, flags, Mode::empty()) {
-            Err(rustix::io::Errno::NOTDIR) => Ok(None),
-            opened => Ok(Some(Folder { fd: opened?, path: path.to_owned() })),
-        });
-        absent_is_none(opened).map(Option::flatten)
-    }
-
-    /// The names in an open directory, in the order of their inodes.
-    pub(crate) fn names_by_inode(&self, folder: &Folder) -> Result<Vec<OsString>> {
-        self.act(Op::List, "list", &folder.path, || {
-            let mut names = Vec::new();
-            for entry in rustix::fs::Dir::read_from(&folder.fd)? {
-                let entry = entry?;
-                names.push((entry.ino(), OsString::from_vec(entry.file_name().to_bytes().to_owned())));
-            }
-            names.sort_unstable();
-            Ok(names.into_iter().map(|(_, name)| name).collect())
-        })
-    }
-
-    /// Metadata of what lies under `name` in an open directory; `None` when there is nothing.
-    pub(crate) fn stat_in(&self, folder: &Folder, name: &OsStr) -> Result<Option<FileStat>> {
-        let stat = || Ok(FileStat::from(rustix::fs::statat(&folder.fd, name, AtFlags::SYMLINK_NOFOLLOW)?));
-        // Of millions, only those that a fault may strike or that fail need their path spelled.
-        match self.faults.is_none().then(stat) {
-            Some(Ok(stat)) => Ok(Some(stat)),
-            _ => absent_is_none(self.act(Op::Stat, "examine", &folder.path.join(name), stat)),
-        }
-    }
-
-    /// Removes a file in an open directory; one that is gone already is fine.
-    pub(crate) fn remove_in(&self, folder: &Folder, name: &str) -> Result<()> {
-        let remove = || Ok(rustix::fs::unlinkat(&folder.fd, name, AtFlags::empty())?);
-        absent_is_none(self.act(Op::Remove, "remove", &folder.path.join(name), remove)).map(|_| ())
     }
 
     /// The whole content; `None` when there is no such file.
@@ -515,7 +450,7 @@ fn set_byte(file: &File, at: u64, kind: i32) -> nix::Result<()> {
     fcntl(file, FcntlArg::F_OFD_SETLK(&range)).map(|_| ())
 }
 
-fn absent_is_none<T>(result: Result<T>) -> Result<Option<T>> {
+pub(crate) fn absent_is_none<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Ok(None),

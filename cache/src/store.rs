@@ -4,7 +4,6 @@ use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::core::{BootId, Core, Damage};
 use crate::entries::{Entry, EntryRecord, OutputsList};
@@ -12,7 +11,7 @@ use crate::heartbeat::Beats;
 use crate::index::Home;
 use crate::io::{Faults, Io};
 use crate::lease::{Lease, POLL};
-use crate::lock::{Lock, Locks};
+use crate::lock::{Lock, Locking, Locks, beat_of, gc_beat};
 use crate::manifest::{Links, Manifest};
 use crate::memo::MemoStore;
 use crate::objects::Trust;
@@ -29,28 +28,6 @@ const FORMAT: &str = "mpcc-store 1";
 
 /// Port name -> artifact, in the order they were published.
 type Outputs = Vec<(String, Artifact)>;
-
-/// How processes that have one store open tell each other what they hold: recipes (leases), and that they live.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Locking {
-    /// As the store says; one that says nothing uses heartbeats on NFS and kernel locks anywhere else.
-    #[default]
-    Auto,
-    /// Kernel locks, from now on, for everybody.
-    Kernel,
-    /// Files whose mtime is renewed, from now on, for everybody; every write is flushed at once.
-    Heartbeat {
-        /// How often.
-        every: Duration,
-        /// After how many missed beats a holder counts as dead.
-        missed: u32,
-    },
-}
-
-impl Locking {
-    /// Heartbeats as a store on NFS has them: every 5 s, dead after a minute.
-    pub const HEARTBEAT: Self = Self::Heartbeat { every: Duration::from_secs(5), missed: 12 };
-}
 
 /// How to open a store.
 #[derive(Clone)]
@@ -114,7 +91,7 @@ fn boot_id(given: Option<&str>) -> BootId {
 }
 
 /// 16 hexadecimal digits that no other writer has: the hasher's keys come from the operating system's randomness.
-fn random_id() -> String {
+pub(crate) fn random_id() -> String {
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());
     format!("{:016x}", hasher.finish())
@@ -150,42 +127,6 @@ fn claim(locks: &Locks, tmp: &Path) -> Result<(String, Lock)> {
             return Ok((writer, lock));
         }
     }
-}
-
-/// The beat of [`Locking`] that the store at `root` uses; none for kernel locks. A choice that was made now is written down.
-fn beat_of(io: &Io, root: &Path, locking: Locking) -> Result<Option<(Duration, u32)>> {
-    let path = root.join("leases").join("kind");
-    let told = String::from_utf8_lossy(&io.read(&path)?.unwrap_or_default()).into_owned();
-    let mut words = told.split_whitespace();
-    let known = match (words.next(), words.next().map(str::parse), words.next().map(str::parse)) {
-        (Some("heartbeat"), Some(Ok(millis)), Some(Ok(missed))) => Some(Some((Duration::from_millis(millis), missed))),
-        (Some("kernel"), None, None) => Some(None),
-        _ => None,
-    };
-    let chosen = match (locking, known) {
-        (Locking::Auto, Some(known)) => return Ok(known),
-        (Locking::Auto, None) if !io.is_remote(root)? => return Ok(None),
-        (Locking::Auto, None) => Locking::HEARTBEAT,
-        (given, _) => given,
-    };
-    let (line, beat) = match chosen {
-        Locking::Heartbeat { every, missed } => {
-            (format!("heartbeat {} {missed}\n", every.as_millis()), Some((every, missed)))
-        }
-        _ => ("kernel\n".to_owned(), None),
-    };
-    if line != told {
-        io.make_dirs(&root.join("leases"))?;
-        let temporary = root.join("leases").join(format!("{}-0.probe", random_id()));
-        io.write_new(&temporary, line.as_bytes())?;
-        io.rename(&temporary, &path)?;
-    }
-    Ok(beat)
-}
-
-/// Where gc says that it works, when it cannot say so by a kernel lock.
-pub(crate) fn gc_beat(root: &Path) -> PathBuf {
-    root.join("leases").join("gc.beat")
 }
 
 /// A record with its outputs, as callers see it.

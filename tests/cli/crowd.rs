@@ -103,7 +103,9 @@ fn round(bench: &Bench) {
 
 #[test]
 fn eight_engines_share_one_store_while_one_after_another_is_killed() {
-    for _ in 0..if std::env::var_os("MPCC_HEAVY").is_some() { 20 } else { 1 } {
+    #[allow(clippy::disallowed_methods, reason = "the one variable that lengthens tests")]
+    let heavy = std::env::var_os("MPCC_HEAVY").is_some();
+    for _ in 0..if heavy { 20 } else { 1 } {
         round(&Bench::new(&pipeline()));
     }
 }
