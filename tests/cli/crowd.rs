@@ -111,6 +111,15 @@ fn eight_engines_share_one_store_while_one_after_another_is_killed() {
 }
 
 #[test]
+fn another_kind_of_lease_is_refused_by_name() {
+    let mut bench = Bench::chain();
+    bench.variables.push(("MPCC_LEASES".to_owned(), "often".to_owned()));
+    let ended = bench.mpcc("run pipeline.yaml").code(2);
+    assert!(ended.err.contains("`often`") && ended.err.contains("`heartbeat` or `locks`"), "{}", ended.err);
+    assert!(bench.ran().is_empty());
+}
+
+#[test]
 fn eight_engines_share_one_store_by_heartbeats() {
     let mut bench = Bench::new(&pipeline());
     bench.variables.push(("MPCC_LEASES".to_owned(), "heartbeat".to_owned()));
