@@ -55,12 +55,21 @@ impl ByteLocks {
                 held.file.insert(Arc::new(self.io.open_lock(&self.path)?)).clone()
             }
         };
-        if !self.io.try_lock_byte(&file, &self.path, place)? {
-            return Ok(None);
+        match self.io.try_lock_byte(&file, &self.path, place) {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            // A file system without such locks: this process alone keeps order.
+            Err(error) if error.io_kind() == Some(std::io::ErrorKind::Unsupported) || is_no_lock(&error) => {}
+            Err(error) => return Err(error),
         }
         held.places.insert(place);
         Ok(Some(ByteLock { locks: self.clone(), file, place }))
     }
+}
+
+/// `ENOLCK`: a network file system whose lock service is not there.
+fn is_no_lock(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. } if source.raw_os_error() == Some(libc::ENOLCK))
 }
 
 /// One locked byte, let go when dropped.

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::bytes::ByteLocks;
 use crate::entries::Entries;
+use crate::heartbeat::Beats;
+use crate::index::Home;
 use crate::io::Io;
-use crate::lease::Leases;
 use crate::ledger::Ledger;
 use crate::manifest::Manifest;
 use crate::pairs::Pairs;
@@ -45,35 +46,40 @@ pub(crate) struct Core {
     pub(crate) witnessed: Mutex<BTreeSet<Digest>>,
     /// What was quarantined and nobody has asked about yet.
     pub(crate) damage: Mutex<Vec<Damage>>,
-    pub(crate) leases: Arc<Leases>,
+    /// Recipes that somebody executes.
+    pub(crate) leases: ByteLocks,
     /// Requests that somebody is answering.
     pub(crate) claims: ByteLocks,
     /// Requests that served models are answering.
     pub(crate) slots: ByteLocks,
     pub(crate) ledger: Ledger,
+    /// None: leases and liveness are kernel locks.
+    pub(crate) beats: Option<Arc<Beats>>,
     pub(crate) reflinks: AtomicBool,
     pub(crate) counter: AtomicU64,
 }
 
 impl Core {
-    pub(crate) fn new(root: PathBuf, io: Io, writer: String, boot: BootId) -> Self {
+    pub(crate) fn new(root: PathBuf, home: Home, boot: BootId) -> Self {
+        let bytes = |name: &str| ByteLocks::new(home.io.clone(), root.join("leases").join(name));
         Self {
-            stats: StatCache::new(io.clone(), root.join("stat"), &writer),
-            entries: Mutex::new(Entries::new(io.clone(), root.join("entries"), &writer)),
-            latest: Pairs::new(io.clone(), root.join("latest"), &writer),
-            published: Pairs::new(io.clone(), root.join("published"), &writer),
+            stats: StatCache::new(&home, root.join("stat")),
+            entries: Mutex::new(Entries::new(&home, root.join("entries"))),
+            latest: Pairs::new(&home, root.join("latest")),
+            published: Pairs::new(&home, root.join("published")),
             manifests: Mutex::new(BTreeMap::new()),
             witnessed: Mutex::new(BTreeSet::new()),
             damage: Mutex::new(Vec::new()),
-            leases: Arc::default(),
-            claims: ByteLocks::new(io.clone(), root.join("leases").join("requests")),
-            slots: ByteLocks::new(io.clone(), root.join("leases").join("slots")),
-            ledger: Ledger::new(io.clone(), root.join("ledger"), &writer),
+            leases: bytes("bytes"),
+            claims: bytes("requests"),
+            slots: bytes("slots"),
+            ledger: Ledger::new(home.io.clone(), root.join("ledger"), &home.writer),
+            beats: home.beats,
             reflinks: AtomicBool::new(true),
             counter: AtomicU64::new(0),
             root,
-            io,
-            writer,
+            io: home.io,
+            writer: home.writer,
             boot,
         }
     }

@@ -1,6 +1,6 @@
 //! Entries: the notes that a recipe's outputs are complete. Written last, so what they name is there.
 //!
-//! An entry is a fixed-size record in an append-only log (see [`crate::log`]): recipe digest, digest of the outputs list (an
+//! An entry is a fixed-size record of an index (see [`crate::index`]): recipe digest, digest of the outputs list (an
 //! object), boot id, time, synced mark. Several may exist for one recipe: two runs that both did the work, or a forced
 //! second execution. The tie-break is the same for every reader: the latest complete one, of two at one time the greater
 //! outputs digest.
@@ -11,14 +11,15 @@
 //! | not synced, of this boot | no | by stat key |
 //! | not synced, of another boot | maybe | after every byte of its outputs was hashed |
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::core::BootId;
+use crate::index::{Home, Index};
 use crate::io::Io;
-use crate::log::{Log, Record};
+use crate::log::Record;
+use crate::snapshot::Keyed;
 use crate::statcache::{digest_at, word};
 use crate::{Artifact, Digest, StoreError};
 
@@ -81,60 +82,66 @@ impl Record for EntryRecord {
     }
 }
 
-/// The merged entry logs.
+impl Keyed for EntryRecord {
+    /// Recipe, then outputs: the entries of one recipe lie together.
+    type Key = [u8; 64];
+    const KEY_AT: usize = 16;
+    const EVEN: bool = true;
+
+    fn key(&self) -> [u8; 64] {
+        key(&self.recipe, self.outputs.as_bytes())
+    }
+
+    /// A synced mark never goes away; otherwise the latest word stands.
+    fn merge(self, later: Self) -> Self {
+        let stands = if later.time_ns >= self.time_ns { later } else { self };
+        Self { synced: self.synced || later.synced, ..stands }
+    }
+}
+
+fn key(recipe: &Digest, outputs: &[u8; 32]) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    bytes[..32].copy_from_slice(recipe.as_bytes());
+    bytes[32..].copy_from_slice(outputs);
+    bytes
+}
+
+/// The index of entries.
 pub(crate) struct Entries {
     io: Io,
-    log: Log<EntryRecord>,
-    /// Recipe -> its entries, one an outputs digest.
-    map: BTreeMap<Digest, Vec<EntryRecord>>,
+    index: Index<EntryRecord>,
     last_ns: i64,
 }
 
-fn apply(map: &mut BTreeMap<Digest, Vec<EntryRecord>>, record: EntryRecord) {
-    let known = map.entry(record.recipe).or_default();
-    match known.iter_mut().find(|other| other.outputs == record.outputs) {
-        None => known.push(record),
-        // A synced mark never goes away; otherwise the latest word stands.
-        Some(other) => {
-            let synced = other.synced || record.synced;
-            if record.time_ns >= other.time_ns {
-                *other = record;
-            }
-            other.synced = synced;
-        }
-    }
-    known.sort_by_key(|record| std::cmp::Reverse((record.time_ns, record.outputs)));
-}
-
 impl Entries {
-    pub(crate) fn new(io: Io, dir: PathBuf, writer: &str) -> Self {
-        Self { log: Log::new(io.clone(), dir, writer), io, map: BTreeMap::new(), last_ns: 0 }
+    pub(crate) fn new(home: &Home, dir: PathBuf) -> Self {
+        Self { index: Index::new(home, dir), io: home.io.clone(), last_ns: 0 }
     }
 
     /// Reads what other processes appended since.
     pub(crate) fn refresh(&mut self) -> Result<()> {
-        let Self { log, map, .. } = self;
-        log.refresh(|record| apply(map, record))
+        self.index.refresh()
     }
 
     /// [`Entries::refresh`], unless it was done a moment ago.
     pub(crate) fn refresh_recent(&mut self) -> Result<()> {
-        let Self { log, map, .. } = self;
-        log.refresh_recent(|record| apply(map, record))
+        self.index.refresh_recent()
     }
 
     /// The entries known for a recipe, best first.
     pub(crate) fn get(&self, recipe: &Digest) -> Vec<EntryRecord> {
-        self.map.get(recipe).cloned().unwrap_or_default()
+        let keys = key(recipe, &[0; 32])..=key(recipe, &[255; 32]);
+        let mut records = self.index.starting_with(recipe.as_bytes(), keys);
+        records.sort_by_key(|record| std::cmp::Reverse((record.time_ns, record.outputs)));
+        records
     }
 
     /// Appends an entry of this boot, not synced yet.
     pub(crate) fn publish(&mut self, recipe: Digest, outputs: Digest, boot: BootId) -> Result<EntryRecord> {
         let time_ns = self.io.now_ns().max(self.last_ns + 1);
         let record = EntryRecord { recipe, outputs, boot, time_ns, synced: false };
-        self.log.append(&[record])?;
+        self.index.append(&[record])?;
         self.last_ns = time_ns;
-        apply(&mut self.map, record);
         Ok(record)
     }
 
@@ -142,34 +149,28 @@ impl Entries {
     #[cfg(feature = "remote")]
     pub(crate) fn adopt(&mut self, recipe: Digest, outputs: Digest, time_ns: i64, boot: BootId) -> Result<EntryRecord> {
         let record = EntryRecord { recipe, outputs, boot, time_ns, synced: false };
-        self.log.append(&[record])?;
-        apply(&mut self.map, record);
+        self.index.append(&[record])?;
         Ok(record)
     }
 
     /// Appends the synced mark of an entry.
     pub(crate) fn mark_synced(&mut self, record: EntryRecord) -> Result<()> {
-        let record = EntryRecord { synced: true, ..record };
-        self.log.append(&[record])?;
-        apply(&mut self.map, record);
-        Ok(())
+        self.index.append(&[EntryRecord { synced: true, ..record }])
     }
 
     pub(crate) fn own_path(&self) -> Option<&Path> {
-        self.log.own_path()
+        self.index.own_path()
     }
 
     /// Every entry, by recipe.
     pub(crate) fn all(&mut self) -> Result<Vec<EntryRecord>> {
         self.refresh()?;
-        Ok(self.map.values().flatten().copied().collect())
+        Ok(self.index.iter().collect())
     }
 
-    /// Rewrites the logs with `kept` only. Only for a caller that has the store for itself.
-    pub(crate) fn rewrite(&mut self, kept: &[EntryRecord], temporary: &Path) -> Result<()> {
-        self.log.rewrite(kept, temporary)?;
-        self.map.clear();
-        kept.iter().for_each(|record| apply(&mut self.map, *record));
-        Ok(())
+    /// Rewrites the index with `kept` only, which are in the order of [`Entries::all`]. Only for a caller that has the store
+    /// for itself.
+    pub(crate) fn rewrite(&mut self, kept: &[EntryRecord]) -> Result<()> {
+        self.index.rewrite(kept)
     }
 }

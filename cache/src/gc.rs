@@ -4,7 +4,7 @@
 //! says [`StoreError::Busy`]; who opens the store meanwhile waits. So no log has a living writer and no object is between
 //! being put and being published.
 //!
-//! Order: logs are rewritten first (each replaced by one rename), then trees go, then objects. A gc killed anywhere leaves
+//! Order: indexes are rewritten first (each by one rename of its snapshot), then trees go, then objects. A gc killed anywhere leaves
 //! garbage or entries whose objects are gone, and those are misses.
 //!
 //! | kept | why |
@@ -18,10 +18,15 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rayon::prelude::*;
+
+use crate::census::{Census, Claim};
 use crate::core::Core;
 use crate::entries::{EntryRecord, OutputsList};
-use crate::objects::Trust;
+use crate::heartbeat::{Beat, Beats};
+use crate::lock::gc_beat;
 use crate::{ArtifactKind, Digest, Store, StoreError};
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -74,39 +79,63 @@ pub struct GcReport {
     pub partials_removed: u64,
 }
 
-/// What must stay.
-#[derive(Default)]
+/// An entry that may stay, and what it needs.
+struct Candidate {
+    record: EntryRecord,
+    needs: Vec<Claim>,
+    trees: Vec<Digest>,
+}
+
+impl Candidate {
+    /// Reads what an entry needs; none when a list or manifest of it is gone.
+    ///
+    /// # Errors
+    /// They cannot be looked at now. That says nothing about them, so nothing may be freed.
+    fn read(core: &Core, record: EntryRecord) -> Result<Option<Self>> {
+        let Some(bytes) = unless_lost(core.read(&record.outputs))? else { return Ok(None) };
+        let Ok(OutputsList { outputs }) = serde_json::from_slice::<OutputsList>(&bytes) else { return Ok(None) };
+        let (mut needs, mut trees) = (Vec::new(), Vec::new());
+        for (_, artifact) in outputs {
+            let Some(claims) = unless_lost(core.claims_of(&artifact))? else { return Ok(None) };
+            needs.extend(claims);
+            trees.extend((artifact.kind == ArtifactKind::Tree).then_some(artifact.digest));
+        }
+        Ok(Some(Self { record, needs, trees }))
+    }
+}
+
+/// What must stay, and what there is.
 struct Live {
     entries: Vec<EntryRecord>,
-    objects: BTreeSet<Digest>,
+    /// Sorted.
+    objects: Vec<Digest>,
     trees: BTreeSet<Digest>,
+    census: Census,
+}
+
+/// Sorted, each once.
+fn sorted<T: Ord + Send>(all: impl Iterator<Item = T>) -> Vec<T> {
+    let mut all: Vec<T> = all.collect();
+    all.par_sort_unstable();
+    all.dedup();
+    all
 }
 
 impl Live {
-    /// Adds an entry and all it needs; `false` when it is not complete and whole.
-    ///
-    /// # Errors
-    /// Its objects cannot be looked at now. That says nothing about them, so nothing may be freed.
-    fn add(&mut self, core: &Core, record: EntryRecord) -> Result<bool> {
-        let Some(bytes) = unless_lost(core.read(&record.outputs))? else { return Ok(false) };
-        let Ok(OutputsList { outputs }) = serde_json::from_slice::<OutputsList>(&bytes) else { return Ok(false) };
-        let mut needed = BTreeSet::from([record.recipe, record.outputs]);
-        let mut trees = BTreeSet::new();
-        for (_, artifact) in outputs {
-            if unless_lost(core.check(&artifact, Trust::StatKey))? != Some(true) {
-                return Ok(false);
-            }
-            needed.insert(artifact.digest);
-            if artifact.kind == ArtifactKind::Tree {
-                let Some(manifest) = unless_lost(core.manifest(&artifact.digest))? else { return Ok(false) };
-                needed.extend(manifest.files().iter().map(|file| file.digest));
-                trees.insert(artifact.digest);
-            }
-        }
-        self.entries.push(record);
-        self.objects.extend(needed);
-        self.trees.extend(trees);
-        Ok(true)
+    /// Looks at every object, and keeps the candidates that are whole, with all they need.
+    fn of(core: &Core, mut candidates: Vec<Candidate>) -> Result<Self> {
+        let claims = sorted(candidates.iter().flat_map(|candidate| &candidate.needs).copied());
+        let census = core.census(&claims)?;
+        let unmet = census.unmet(&claims);
+        candidates.retain(|candidate| unmet.is_empty() || !candidate.needs.iter().any(|claim| unmet.contains(claim)));
+        let own = candidates.iter().flat_map(|candidate| [candidate.record.recipe, candidate.record.outputs]);
+        let needed = candidates.iter().flat_map(|candidate| &candidate.needs).map(|(digest, _)| *digest);
+        Ok(Self {
+            objects: sorted(own.chain(needed)),
+            trees: candidates.iter().flat_map(|candidate| &candidate.trees).copied().collect(),
+            entries: candidates.into_iter().map(|candidate| candidate.record).collect(),
+            census,
+        })
     }
 }
 
@@ -141,12 +170,31 @@ impl Store {
     /// otherwise the file system refuses.
     pub fn gc(&self, options: &GcOptions) -> Result<GcReport> {
         if options.dry_run {
-            return self.collect(options);
+            return self.collect(options, &|| Ok(()));
+        }
+        if let Some(beats) = self.core().beats.clone() {
+            let beat = self.enter_alone(&beats)?;
+            // One that was stopped for too long must not go on.
+            return self.collect(options, &|| if beat.is_own()? { Ok(()) } else { Err(self.busy()) });
         }
         self.enter_exclusive()?;
-        let result = self.collect(options);
+        let result = self.collect(options, &|| Ok(()));
         self.leave_exclusive()?;
         result
+    }
+
+    /// The exclusion of heartbeats: says that a gc works, then looks whether anybody else lives.
+    fn enter_alone(&self, beats: &Arc<Beats>) -> Result<Beat> {
+        let beat = beats.try_take(&gc_beat(self.root()))?.ok_or_else(|| self.busy())?;
+        let tmp = self.root().join("tmp");
+        let own = tmp.join(format!("{}.lock", self.core().writer));
+        let locks = self.core().io.list(&tmp)?.into_iter();
+        let others = locks.filter(|path| *path != own && path.extension().is_some_and(|e| e == "lock")).collect();
+        if beats.alive(others)?.is_empty() { Ok(beat) } else { Err(self.busy()) }
+    }
+
+    fn busy(&self) -> StoreError {
+        StoreError::Busy { path: self.root().to_owned() }
     }
 
     fn in_use_path(&self) -> PathBuf {
@@ -162,7 +210,7 @@ impl Store {
             return Ok(());
         }
         io.lock_shared(file, &path)?;
-        taken.and(Err(StoreError::Busy { path: self.root().to_owned() }))
+        taken.and(Err(self.busy()))
     }
 
     fn leave_exclusive(&self) -> Result<()> {
@@ -171,21 +219,25 @@ impl Store {
         io.lock_shared(&self.inner.in_use, &path)
     }
 
-    fn collect(&self, options: &GcOptions) -> Result<GcReport> {
+    /// `alone` is asked before each step that takes something away, and says when it may not be taken any more.
+    fn collect(&self, options: &GcOptions, alone: &(dyn Fn() -> Result<()> + Sync)) -> Result<GcReport> {
         let core = self.core();
         let mut report = GcReport::default();
         let live = self.live(options, &mut report)?;
         if !options.dry_run {
-            self.rewrite_logs(&live, options)?;
+            alone()?;
+            self.rewrite_indexes(&live, options)?;
         }
         let trees = fanned_paths(core, "trees")?;
         for (_, path) in trees.iter().filter(|(digest, _)| !live.trees.contains(digest)) {
             report.trees_removed += 1;
             if !options.dry_run {
+                alone()?;
                 core.drop_tree(path)?;
             }
         }
-        self.free_objects(&live, options, &mut report)?;
+        [report.objects_kept, report.objects_removed, report.bytes_freed] =
+            core.free(&live.census, &live.objects, options.dry_run, alone)?;
         report.partials_removed = self.free_partials(&live, options)?;
         // Derived from what may go; made again by the next runs.
         self.remove(&self.root().join("kept"), options)?;
@@ -197,48 +249,34 @@ impl Store {
 
     fn live(&self, options: &GcOptions, report: &mut GcReport) -> Result<Live> {
         let core = self.core();
-        let latest: BTreeSet<_> = core.latest.all()?.into_values().collect();
+        let latest: BTreeSet<_> = core.latest.values()?.into_iter().collect();
         let wanted = |recipe: &Digest| match options.keep {
             Keep::Everything => true,
             Keep::Latest => latest.contains(recipe) || options.also.contains(recipe),
             Keep::Listed => options.also.contains(recipe),
         };
         let records = core.entries.lock().expect("no panic while entries are held").all()?;
-        let mut live = Live::default();
-        for record in records {
-            let kept = wanted(&record.recipe) && live.add(core, record)?;
-            *(if kept { &mut report.entries_kept } else { &mut report.entries_dropped }) += 1;
-        }
-        live.objects.extend(latest);
-        live.objects.extend(core.published.all()?.into_values());
+        let count = records.len();
+        let wanted: Vec<_> = records.into_iter().filter(|record| wanted(&record.recipe)).collect();
+        let read = wanted.into_par_iter().map(|record| Candidate::read(core, record));
+        let candidates = read.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+        let mut live = Live::of(core, candidates)?;
+        report.entries_kept = live.entries.len() as u64;
+        report.entries_dropped = (count - live.entries.len()) as u64;
+        live.objects = sorted(live.objects.into_iter().chain(latest).chain(core.published.values()?));
         Ok(live)
     }
 
-    fn rewrite_logs(&self, live: &Live, options: &GcOptions) -> Result<()> {
+    fn rewrite_indexes(&self, live: &Live, options: &GcOptions) -> Result<()> {
         let core = self.core();
-        let temporary = core.temporary()?;
-        core.entries.lock().expect("no panic while entries are held").rewrite(&live.entries, &temporary)?;
-        core.latest.compact(&core.temporary()?)?;
-        core.published.compact(&core.temporary()?)?;
+        core.entries.lock().expect("no panic while entries are held").rewrite(&live.entries)?;
+        core.latest.compact()?;
+        core.published.compact()?;
         core.ledger.compact(&core.temporary()?)?;
-        core.stats.compact(&core.temporary()?)?;
+        core.stats.compact()?;
         core.manifests.lock().expect("no panic while manifests are held").clear();
         let memo = self.memo();
-        if options.memo { memo.clear() } else { memo.compact(|| core.temporary()) }
-    }
-
-    fn free_objects(&self, live: &Live, options: &GcOptions, report: &mut GcReport) -> Result<()> {
-        let core = self.core();
-        for (digest, path) in fanned_paths(core, "objects")? {
-            if live.objects.contains(&digest) {
-                report.objects_kept += 1;
-                continue;
-            }
-            report.objects_removed += 1;
-            report.bytes_freed += core.io.stat(&path)?.map_or(0, |stat| stat.size);
-            self.remove(&path, options)?;
-        }
-        Ok(())
+        if options.memo { memo.clear() } else { memo.compact() }
     }
 
     fn free_partials(&self, live: &Live, options: &GcOptions) -> Result<u64> {

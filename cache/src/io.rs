@@ -17,11 +17,16 @@ use crate::{Digest, StoreError};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
+/// NFS_SUPER_MAGIC, statfs(2).
+const NFS: i64 = 0x6969;
+
 /// An operation on the file system, as a [`Faults`] sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Reads or hashes content.
+    /// Reads content.
     Read,
+    /// Reads all of a file's content to hash it.
+    Hash,
     /// Asks for metadata.
     Stat,
     /// Lists a directory.
@@ -46,6 +51,8 @@ pub enum Op {
     Sync,
     /// Takes a lock.
     Lock,
+    /// Sets a file's times to now.
+    Touch,
 }
 
 /// What a [`Faults`] decides about an operation.
@@ -63,6 +70,12 @@ pub enum Verdict {
 pub trait Faults: Send + Sync {
     /// Asked before each operation.
     fn before(&self, op: Op, path: &Path) -> Verdict;
+
+    /// The clock of the file server, in nanoseconds since 1970: what a touched file's mtime becomes. `None` leaves it to the
+    /// file system.
+    fn server_ns(&self) -> Option<i64> {
+        None
+    }
 }
 
 /// What kind of thing a path names.
@@ -88,6 +101,10 @@ pub(crate) struct FileStat {
     pub(crate) ctime_ns: i64,
 }
 
+pub(crate) fn nanoseconds(seconds: i64, rest: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
+}
+
 impl From<Metadata> for FileStat {
     fn from(meta: Metadata) -> Self {
         let ty = meta.file_type();
@@ -97,7 +114,6 @@ impl From<Metadata> for FileStat {
             (_, _, true) => FileKind::Link,
             _ => FileKind::Other,
         };
-        let ns = |s: i64, n: i64| s.saturating_mul(1_000_000_000).saturating_add(n);
         Self {
             kind,
             dev: meta.dev(),
@@ -105,8 +121,8 @@ impl From<Metadata> for FileStat {
             size: meta.size(),
             links: meta.nlink(),
             mode: meta.mode() & 0o7777,
-            mtime_ns: ns(meta.mtime(), meta.mtime_nsec()),
-            ctime_ns: ns(meta.ctime(), meta.ctime_nsec()),
+            mtime_ns: nanoseconds(meta.mtime(), meta.mtime_nsec()),
+            ctime_ns: nanoseconds(meta.ctime(), meta.ctime_nsec()),
         }
     }
 }
@@ -116,7 +132,38 @@ impl From<Metadata> for FileStat {
 pub(crate) struct Io {
     /// Whether anything is flushed to the device at all.
     flush: bool,
-    faults: Option<Arc<dyn Faults>>,
+    /// Whether other hosts may replace files under this one's hands.
+    network: bool,
+    pub(crate) faults: Option<Arc<dyn Faults>>,
+}
+
+/// A whole file: mapped, or read where a map is not safe.
+pub(crate) enum Content {
+    Mapped(memmap2::Mmap),
+    Read(Vec<u8>),
+}
+
+impl std::ops::Deref for Content {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Read(bytes) => bytes,
+        }
+    }
+}
+
+fn content_of(mut file: File, size: u64, network: bool) -> io::Result<Content> {
+    // Nothing can be mapped of an empty file.
+    if network || size == 0 {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        return Ok(Content::Read(bytes));
+    }
+    #[allow(unsafe_code, reason = "the store replaces such files by rename and never writes to one that is there")]
+    let map = unsafe { memmap2::Mmap::map(&file)? };
+    Ok(Content::Mapped(map))
 }
 
 fn torn() -> io::Error {
@@ -125,7 +172,13 @@ fn torn() -> io::Error {
 
 impl Io {
     pub(crate) fn new(flush: bool, faults: Option<Arc<dyn Faults>>) -> Self {
-        Self { flush, faults }
+        Self { flush, network: false, faults }
+    }
+
+    /// The same on a file system that other hosts write to: every write is flushed at once, since they see it no earlier, and
+    /// nothing is mapped.
+    pub(crate) fn on_network(self) -> Self {
+        Self { network: true, ..self }
     }
 
     fn verdict(&self, op: Op, path: &Path) -> Verdict {
@@ -133,7 +186,13 @@ impl Io {
     }
 
     /// Runs `body` as operation `op` called `name` on `path`.
-    fn act<T>(&self, op: Op, name: &'static str, path: &Path, body: impl FnOnce() -> io::Result<T>) -> Result<T> {
+    pub(crate) fn act<T>(
+        &self,
+        op: Op,
+        name: &'static str,
+        path: &Path,
+        body: impl FnOnce() -> io::Result<T>,
+    ) -> Result<T> {
         let result = match self.verdict(op, path) {
             Verdict::Pass => body(),
             Verdict::Tear(_) => Err(torn()),
@@ -189,6 +248,16 @@ impl Io {
         }))
     }
 
+    /// The whole content, mapped where that is safe, and the metadata of just that file; `None` when there is none. Only for
+    /// files that are never written to once they have their name.
+    pub(crate) fn content(&self, path: &Path) -> Result<Option<(Content, FileStat)>> {
+        absent_is_none(self.act(Op::Read, "read", path, || {
+            let file = File::open(path)?;
+            let stat = FileStat::from(file.metadata()?);
+            Ok((content_of(file, stat.size, self.network)?, stat))
+        }))
+    }
+
     /// Exactly `len` bytes at `offset` of an open file.
     pub(crate) fn read_at(&self, file: &File, path: &Path, offset: u64, len: usize) -> Result<Vec<u8>> {
         self.act(Op::Read, "read", path, || {
@@ -200,7 +269,7 @@ impl Io {
 
     /// The digest of a file's content; large files are mapped and hashed by all cores.
     pub(crate) fn hash(&self, path: &Path) -> Result<Digest> {
-        self.act(Op::Read, "hash", path, || {
+        self.act(Op::Hash, "hash", path, || {
             let mut hasher = blake3::Hasher::new();
             hasher.update_mmap_rayon(path)?;
             Ok(Digest::from_bytes(*hasher.finalize().as_bytes()))
@@ -226,6 +295,7 @@ impl Io {
     /// Appends all of `bytes` with one system call where the kernel takes them in one.
     pub(crate) fn append(&self, mut file: &File, path: &Path, bytes: &[u8]) -> Result<()> {
         let result = match self.verdict(Op::Write(bytes.len()), path) {
+            Verdict::Pass if self.network => file.write_all(bytes).and_then(|()| file.sync_data()),
             Verdict::Pass => file.write_all(bytes),
             Verdict::Tear(at) => file.write_all(&bytes[..at.min(bytes.len())]).and_then(|()| Err(torn())),
             Verdict::Fail(error) => Err(error),
@@ -305,6 +375,42 @@ impl Io {
         self.act(Op::Sync, "sync", path, || if self.flush { File::open(path)?.sync_all() } else { Ok(()) })
     }
 
+    /// Sets an open file's times to the file server's now.
+    pub(crate) fn touch(&self, file: &File, path: &Path) -> Result<()> {
+        let given = self.faults.as_ref().and_then(|faults| faults.server_ns());
+        let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        let time = given.map_or(now, |ns| rustix::fs::Timespec {
+            tv_sec: ns.div_euclid(1_000_000_000),
+            tv_nsec: ns.rem_euclid(1_000_000_000),
+        });
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        self.act(Op::Touch, "touch", path, || Ok(rustix::fs::futimens(file, &times)?))
+    }
+
+    /// Flushes a file before others may see it, where they would see it without its content.
+    pub(crate) fn sync_network(&self, path: &Path) -> Result<()> {
+        if self.network { self.sync_always(path) } else { Ok(()) }
+    }
+
+    /// How long a file is; what other hosts appended a moment ago counts.
+    pub(crate) fn size(&self, path: &Path) -> Result<u64> {
+        if self.network {
+            let stat = self.open(path).and_then(|file| self.stat_open(&file, path));
+            return Ok(absent_is_none(stat)?.map_or(0, |stat| stat.size));
+        }
+        Ok(self.stat(path)?.map_or(0, |stat| stat.size))
+    }
+
+    /// Whether `path` lies on a network file system.
+    pub(crate) fn is_remote(&self, path: &Path) -> Result<bool> {
+        self.act(Op::Stat, "examine", path, || Ok(rustix::fs::statfs(path)?.f_type == NFS))
+    }
+
+    /// Flushes a file or a directory to the device even where the store does not flush.
+    pub(crate) fn sync_always(&self, path: &Path) -> Result<()> {
+        self.act(Op::Sync, "sync", path, || File::open(path)?.sync_all())
+    }
+
     /// Tries to take an exclusive lock; `false` when another holder has it.
     pub(crate) fn try_lock(&self, file: &File, path: &Path) -> Result<bool> {
         self.act(Op::Lock, "lock", path, || match file.try_lock() {
@@ -350,7 +456,7 @@ fn set_byte(file: &File, at: u64, kind: i32) -> nix::Result<()> {
     fcntl(file, FcntlArg::F_OFD_SETLK(&range)).map(|_| ())
 }
 
-fn absent_is_none<T>(result: Result<T>) -> Result<Option<T>> {
+pub(crate) fn absent_is_none<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Ok(None),

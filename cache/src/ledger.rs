@@ -9,6 +9,9 @@
 //! | all charges of a model | what it has cost in this store, against its `budget` |
 //! | those of the last minute | requests and tokens, against `rpm` and `tpm` |
 //! | the latest `not_before` | how long the server asked everybody to wait |
+//!
+//! gc replaces all lines by one a model. Sums must not count twice what a killed gc left beside its result, so lines have a
+//! generation: gc's are of the next one, and of a model only the latest generation counts.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -91,29 +94,32 @@ struct Line {
     charge: Charge,
     /// Nobody asks the model before this, milliseconds since 1970; 0 says nothing.
     not_before_ms: i64,
+    generation: u64,
 }
 
 impl Record for Line {
     const TAG: [u8; 4] = *b"ledg";
-    const SIZE: usize = 56;
+    const SIZE: usize = 64;
 
     fn encode(&self, out: &mut Vec<u8>) {
         let Charge { requests, prompt_tokens, completion_tokens, nanodollars } = self.charge;
         let words = [self.time_ms, requests, prompt_tokens, completion_tokens, nanodollars, self.not_before_ms];
         out.extend(self.model.to_le_bytes());
         words.into_iter().for_each(|word| out.extend(word.to_le_bytes()));
+        out.extend(self.generation.to_le_bytes());
     }
 
     fn decode(bytes: &[u8]) -> Self {
         let at = |index| word(bytes, index).cast_signed();
         let charge = Charge { requests: at(2), prompt_tokens: at(3), completion_tokens: at(4), nanodollars: at(5) };
-        Self { model: word(bytes, 0), time_ms: at(1), charge, not_before_ms: at(6) }
+        Self { model: word(bytes, 0), time_ms: at(1), charge, not_before_ms: at(6), generation: word(bytes, 7) }
     }
 }
 
 /// What is known of one model.
 #[derive(Clone, Default)]
 struct Account {
+    generation: u64,
     total: Charge,
     /// Charges that may lie in the window.
     recent: Vec<(i64, Charge)>,
@@ -122,6 +128,12 @@ struct Account {
 
 impl Account {
     fn book(&mut self, line: &Line) {
+        if line.generation < self.generation {
+            return;
+        }
+        if line.generation > self.generation {
+            *self = Self { generation: line.generation, ..Self::default() };
+        }
         self.total = self.total + line.charge;
         self.not_before_ms = self.not_before_ms.max(line.not_before_ms);
         self.recent.push((line.time_ms, line.charge));
@@ -135,12 +147,18 @@ impl Account {
 struct Books {
     log: Log<Line>,
     accounts: BTreeMap<u64, Account>,
+    /// The latest of all lines; none before the first reading.
+    generation: Option<u64>,
 }
 
 impl Books {
     fn refresh(&mut self) -> Result<()> {
-        let Self { log, accounts } = self;
-        log.refresh(|line| accounts.entry(line.model).or_default().book(&line))
+        let Self { log, accounts, generation } = self;
+        let latest = generation.get_or_insert(0);
+        log.refresh(|line| {
+            *latest = line.generation.max(*latest);
+            accounts.entry(line.model).or_default().book(&line);
+        })
     }
 }
 
@@ -168,7 +186,7 @@ fn account_of(model: &Digest) -> u64 {
 
 impl Ledger {
     pub(crate) fn new(io: Io, dir: PathBuf, writer: &str) -> Self {
-        let books = Books { log: Log::new(io, dir, writer), accounts: BTreeMap::new() };
+        let books = Books { log: Log::new(io, dir, writer), accounts: BTreeMap::new(), generation: None };
         Self { books: Mutex::new(books) }
     }
 
@@ -178,16 +196,21 @@ impl Ledger {
 
     /// Charges `model` at `time_ms`; it outlives a kill of this process once this returns.
     pub fn charge(&self, model: &Digest, charge: Charge, time_ms: i64) -> Result<()> {
-        self.book(Line { model: account_of(model), time_ms, charge, not_before_ms: 0 })
+        self.book(Line { model: account_of(model), time_ms, charge, not_before_ms: 0, generation: 0 })
     }
 
     /// Tells everybody not to ask `model` before `until_ms`.
     pub fn hold(&self, model: &Digest, until_ms: i64, time_ms: i64) -> Result<()> {
-        self.book(Line { model: account_of(model), time_ms, charge: Charge::default(), not_before_ms: until_ms })
+        let (model, charge) = (account_of(model), Charge::default());
+        self.book(Line { model, time_ms, charge, not_before_ms: until_ms, generation: 0 })
     }
 
     fn book(&self, line: Line) -> Result<()> {
         let mut books = self.books();
+        if books.generation.is_none() {
+            books.refresh()?;
+        }
+        let line = Line { generation: books.generation.unwrap_or(0), ..line };
         books.log.append(&[line])?;
         books.accounts.entry(line.model).or_default().book(&line);
         Ok(())
@@ -211,16 +234,20 @@ impl Ledger {
     pub(crate) fn compact(&self, temporary: &Path) -> Result<()> {
         let mut books = self.books();
         books.refresh()?;
+        let generation = books.generation.unwrap_or(0) + 1;
         let line = |(model, account): (&u64, &Account)| Line {
             model: *model,
-            time_ms: account.recent.iter().map(|(time, _)| *time).max().unwrap_or(0),
+            // The sum is of all times: none of it counts as of the last minute.
+            time_ms: 0,
             charge: account.total,
             not_before_ms: account.not_before_ms,
+            generation,
         };
-        let mut lines: Vec<Line> = books.accounts.iter().map(line).collect();
-        // The sum is of all times: none of it counts as of the last minute.
-        lines.iter_mut().for_each(|line| line.time_ms = 0);
-        books.log.rewrite(&lines, temporary)
+        let lines: Vec<Line> = books.accounts.iter().map(line).collect();
+        books.log.rewrite(&lines, temporary)?;
+        books.generation = Some(generation);
+        books.accounts.values_mut().for_each(|account| account.generation = generation);
+        Ok(())
     }
 }
 
@@ -269,5 +296,23 @@ mod tests {
         assert_eq!((fresh.total, fresh.not_before_ms), (Charge { completion_tokens: 3, ..charge(6, 9, 12) }, 12));
         assert_eq!(d.balance(&model, 100).unwrap().total, fresh.total);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        d.charge(&model, charge(1, 0, 1), 90).unwrap();
+        assert_eq!(ledger(dir.path(), "f").balance(&model, 100).unwrap().total.nanodollars, 13);
+    }
+
+    #[test]
+    fn a_gc_killed_before_it_removed_the_old_lines_counts_nothing_twice() {
+        let (dir, kept) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (model, other) = (Digest::of(b"gpt"), Digest::of(b"other"));
+        let a = ledger(dir.path(), "a");
+        a.charge(&model, charge(2, 3, 4), 7).unwrap();
+        a.charge(&other, charge(1, 1, 1), 7).unwrap();
+        std::fs::copy(dir.path().join("a-0.log"), kept.path().join("a-0.log")).unwrap();
+        ledger(dir.path(), "b").compact(&dir.path().join("t")).unwrap();
+        std::fs::copy(kept.path().join("a-0.log"), dir.path().join("a-0.log")).unwrap();
+        let c = ledger(dir.path(), "c");
+        c.charge(&model, charge(1, 1, 10), 8).unwrap();
+        assert_eq!(c.balance(&model, 9).unwrap().total.nanodollars, 14);
+        assert_eq!(ledger(dir.path(), "d").balance(&other, 9).unwrap().total.requests, 1);
     }
 }

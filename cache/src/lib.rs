@@ -4,11 +4,15 @@
 
 pub mod artifact;
 mod bytes;
+mod census;
 mod core;
 pub mod digest;
 pub mod entries;
 pub mod error;
+mod folder;
 pub mod gc;
+mod heartbeat;
+mod index;
 pub mod io;
 pub mod lease;
 pub mod ledger;
@@ -22,6 +26,7 @@ mod partial;
 pub mod recipe;
 #[cfg(feature = "remote")]
 pub mod remote;
+mod snapshot;
 mod statcache;
 pub mod store;
 mod sync;
@@ -39,6 +44,7 @@ pub use gc::{GcOptions, GcReport, Keep};
 pub use io::{Faults, Op, Verdict};
 pub use lease::Lease;
 pub use ledger::{Balance, Charge, Ledger};
+pub use lock::Locking;
 pub use manifest::{Manifest, TreeFile};
 pub use memo::{MemoStats, MemoStore};
 pub use recipe::{Change, Recipe};

@@ -2,6 +2,7 @@
 //!
 //! A directory holds one log file a writer (a process that has the store open), named by the writer's random id, so no two
 //! processes ever write to one file. Readers merge all files; each remembers how far it has read and later reads tails only.
+//! What dead writers left is moved into a sorted file (see [`crate::index`]).
 //!
 //! | bytes | what |
 //! |---|---|
@@ -26,7 +27,8 @@ type Result<T> = std::result::Result<T, StoreError>;
 
 const MAGIC: &[u8; 8] = b"mpcclog1";
 const HEADER: usize = 16;
-const CHECK: usize = 8;
+/// Bytes of a record's checksum.
+pub(crate) const CHECK: usize = 8;
 /// How long a reading counts as recent.
 const RECENT_NS: i64 = 10_000_000;
 
@@ -68,7 +70,8 @@ fn header<R: Record>() -> Vec<u8> {
     bytes
 }
 
-fn push_frame<R: Record>(record: &R, out: &mut Vec<u8>) {
+/// Appends a record and its checksum.
+pub(crate) fn push_frame<R: Record>(record: &R, out: &mut Vec<u8>) {
     let start = out.len();
     record.encode(out);
     debug_assert_eq!(out.len() - start, R::SIZE);
@@ -76,14 +79,19 @@ fn push_frame<R: Record>(record: &R, out: &mut Vec<u8>) {
     out.extend(&check.as_bytes()[..CHECK]);
 }
 
+/// Whether a payload and its checksum belong together.
+pub(crate) fn is_whole(frame: &[u8]) -> bool {
+    let (payload, check) = frame.split_at(frame.len() - CHECK);
+    blake3::hash(payload).as_bytes()[..CHECK] == *check
+}
+
 /// The whole records of `bytes` (which start at a frame boundary) and the length up to the end of the last valid one.
 fn parse_frames<R: Record>(bytes: &[u8], mut apply: impl FnMut(R)) -> usize {
     let frame = R::SIZE + CHECK;
     let mut valid = 0;
     for (index, chunk) in bytes.chunks_exact(frame).enumerate() {
-        let (payload, check) = chunk.split_at(R::SIZE);
-        if blake3::hash(payload).as_bytes()[..CHECK] == *check {
-            apply(R::decode(payload));
+        if is_whole(chunk) {
+            apply(R::decode(&chunk[..R::SIZE]));
             valid = (index + 1) * frame;
         }
     }
@@ -135,24 +143,24 @@ impl<R: Record> Log<R> {
     /// Hands every record not seen yet to `apply`; records appended through `self` count as seen.
     pub(crate) fn refresh(&mut self, mut apply: impl FnMut(R)) -> Result<()> {
         self.refreshed_ns = self.io.now_ns();
-        for path in self.io.list(&self.dir)? {
-            if path.extension().is_some_and(|extension| extension == "log") {
-                self.refresh_file(&path, &mut apply)?;
-            }
+        let mut files = self.io.list(&self.dir)?;
+        files.retain(|path| is_log(path));
+        if self.consumed.len() > files.len() {
+            self.consumed.retain(|path, _| files.binary_search(path).is_ok());
         }
-        Ok(())
+        files.iter().try_for_each(|path| self.refresh_file(path, &mut apply))
     }
 
-    /// [`Log::refresh`], unless that was done within the last [`RECENT_NS`]: for who asks thousands of questions in a row and
-    /// is not hurt by missing what another process wrote a moment ago.
-    pub(crate) fn refresh_recent(&mut self, apply: impl FnMut(R)) -> Result<()> {
+    /// Whether the last refresh was within [`RECENT_NS`]: for who asks thousands of questions in a row and is not hurt by
+    /// missing what another process wrote a moment ago.
+    pub(crate) fn is_recent(&self) -> bool {
         let age = self.io.now_ns().saturating_sub(self.refreshed_ns);
-        if (0..RECENT_NS).contains(&age) { Ok(()) } else { self.refresh(apply) }
+        (0..RECENT_NS).contains(&age)
     }
 
     fn refresh_file(&mut self, path: &Path, apply: &mut impl FnMut(R)) -> Result<()> {
         let seen = self.consumed.get(path).copied().unwrap_or(0);
-        let size = self.io.stat(path)?.map_or(0, |stat| stat.size);
+        let size = self.io.size(path)?;
         if size <= seen || size < HEADER as u64 {
             return Ok(());
         }
@@ -171,12 +179,33 @@ impl<R: Record> Log<R> {
         self.own.as_ref().map(|own| own.path.as_path())
     }
 
-    /// Replaces all files by one that holds `records`: complete under its name before the old ones go. Only for a caller
-    /// that has the store for itself.
+    /// The files read so far and how far; those of another record type are none of them.
+    pub(crate) fn consumed(&self) -> &BTreeMap<PathBuf, u64> {
+        &self.consumed
+    }
+
+    /// Forgets what was read: the next refresh hands everything over again.
+    pub(crate) fn forget(&mut self) {
+        self.consumed.clear();
+        self.refreshed_ns = 0;
+    }
+
+    /// Removes every file. Only for a caller that has the store for itself.
+    pub(crate) fn clear(&mut self) -> Result<()> {
+        self.own = None;
+        self.forget();
+        let files = self.io.list(&self.dir)?;
+        files.iter().filter(|path| is_log(path)).try_for_each(|path| self.io.remove_file(path))
+    }
+}
+
+impl<R: Record> Log<R> {
+    /// Replaces all files by one that holds `records`: complete under its name before the old ones go. Only for a caller that
+    /// has the store for itself.
     pub(crate) fn rewrite(&mut self, records: &[R], temporary: &Path) -> Result<()> {
         let old = self.io.list(&self.dir)?;
         self.own = None;
-        self.consumed.clear();
+        self.forget();
         if !records.is_empty() {
             let mut bytes = header::<R>();
             records.iter().for_each(|record| push_frame(record, &mut bytes));
@@ -188,10 +217,12 @@ impl<R: Record> Log<R> {
             self.io.sync(&self.dir)?;
             self.consumed.insert(path, bytes.len() as u64);
         }
-        old.iter()
-            .filter(|path| path.extension().is_some_and(|e| e == "log"))
-            .try_for_each(|path| self.io.remove_file(path))
+        old.iter().filter(|path| is_log(path)).try_for_each(|path| self.io.remove_file(path))
     }
+}
+
+fn is_log(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "log")
 }
 
 #[cfg(test)]
@@ -272,17 +303,5 @@ mod tests {
             };
             assert_eq!(news(&mut log(dir.path(), "b")), expected, "byte {at}");
         }
-    }
-
-    #[test]
-    fn rewriting_leaves_one_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut a = log(dir.path(), "a");
-        a.append(&[Number(1)]).unwrap();
-        log(dir.path(), "b").append(&[Number(2)]).unwrap();
-        a.rewrite(&[Number(7)], &dir.path().join("temporary")).unwrap();
-        a.append(&[Number(8)]).unwrap();
-        assert_eq!(news(&mut log(dir.path(), "c")), [7, 8]);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

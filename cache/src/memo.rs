@@ -1,8 +1,8 @@
 //! The memo: results below stage level (one model request, one custom record), stored as they complete.
 //!
-//! Each namespace has its directory, and in it each writer two append-only files: values back to back in `<id>.data`, and an
-//! index log of fixed-size records (see [`crate::log`]) with key, place, length and a check of the value. No record has a
-//! file of its own, so 10^5 requests are two files.
+//! Each namespace has its directory, and in it each writer two append-only files: values back to back in `<id>.data`, and the
+//! log of an index (see [`crate::index`]) with key, place, length and a check of the value. No record has a file of its own, so
+//! 10^5 requests are two files; and what the index's snapshot holds is not loaded: a record costs 72 bytes of disk.
 //!
 //! | what happens | what is left |
 //! |---|---|
@@ -14,21 +14,28 @@
 //! Keys are content keys: two values under one key are both valid, and readers may see either. Nothing here is synced to the
 //! device; a power cut may cost the last requests, never give a wrong one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use crate::index::{Home, Index};
 use crate::io::Io;
-use crate::log::{Log, Record};
+use crate::log::Record;
+use crate::snapshot::Keyed;
 use crate::statcache::{digest_at, word};
+use crate::store::Held;
 use crate::{Digest, StoreError};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
 /// Open data files kept for reading.
 const MAX_OPEN: usize = 64;
+/// A data file of this many bytes that is mostly needed is not rewritten by gc.
+const LARGE: u64 = 16 << 20;
+/// How much gc gathers before it writes.
+const CHUNK: usize = 1 << 20;
 
 #[derive(Clone, Copy)]
 struct Place {
@@ -40,6 +47,7 @@ struct Place {
     check: u64,
 }
 
+#[derive(Clone, Copy)]
 struct IndexRecord {
     key: Digest,
     place: Place,
@@ -64,6 +72,20 @@ impl Record for IndexRecord {
     }
 }
 
+impl Keyed for IndexRecord {
+    type Key = [u8; 32];
+    const KEY_AT: usize = 32;
+    const EVEN: bool = true;
+
+    fn key(&self) -> [u8; 32] {
+        *self.key.as_bytes()
+    }
+
+    fn merge(self, later: Self) -> Self {
+        later
+    }
+}
+
 fn check_of(value: &[u8]) -> u64 {
     word(Digest::of(value).as_bytes(), 0)
 }
@@ -75,92 +97,95 @@ struct OwnData {
     len: u64,
 }
 
+/// A data file open for reading, and how long it was when somebody looked.
+struct Data {
+    file: File,
+    size: u64,
+}
+
 /// One namespace as this process sees it.
 struct Space {
     io: Io,
     dir: PathBuf,
     writer: u64,
     files_started: u64,
-    log: Log<IndexRecord>,
-    map: BTreeMap<Digest, Place>,
-    open: BTreeMap<u64, File>,
+    index: Index<IndexRecord>,
+    open: BTreeMap<u64, Data>,
     own: Option<OwnData>,
 }
 
 impl Space {
-    fn new(io: Io, dir: PathBuf, writer: &str) -> Self {
-        let id = u64::from_str_radix(writer, 16).expect("writer ids are 16 hexadecimal digits");
-        let log = Log::new(io.clone(), dir.clone(), writer);
-        Self { io, dir, writer: id, files_started: 0, log, map: BTreeMap::new(), open: BTreeMap::new(), own: None }
-    }
-
-    fn refresh(&mut self) -> Result<()> {
-        let Self { log, map, .. } = self;
-        log.refresh(|record| {
-            map.insert(record.key, record.place);
-        })
+    fn new(home: &Home, dir: PathBuf) -> Self {
+        let writer = u64::from_str_radix(&home.writer, 16).expect("writer ids are 16 hexadecimal digits");
+        let index = Index::new(home, dir.clone());
+        Self { io: home.io.clone(), dir, writer, files_started: 0, index, open: BTreeMap::new(), own: None }
     }
 
     fn data_path(&self, id: u64) -> PathBuf {
         self.dir.join(format!("{id:016x}.data"))
     }
 
-    /// The value at `place` if it is what was put there.
-    fn value(&mut self, place: Place) -> Result<Option<Vec<u8>>> {
-        let path = self.data_path(place.data);
-        if !self.open.contains_key(&place.data) {
+    /// The data file `id`, at least `end` bytes long; none when it is not.
+    fn data(&mut self, id: u64, end: u64) -> Result<Option<&File>> {
+        let path = self.data_path(id);
+        if !self.open.contains_key(&id) {
             if self.open.len() >= MAX_OPEN {
                 self.open.clear();
             }
             match self.io.open(&path) {
-                Ok(file) => drop(self.open.insert(place.data, file)),
+                Ok(file) => drop(self.open.insert(id, Data { file, size: 0 })),
                 // A power cut may keep the index and lose the values.
                 Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => return Ok(None),
                 Err(error) => return Err(error),
             }
         }
-        let size = self.io.stat(&path)?.map_or(0, |stat| stat.size);
-        if place.offset.saturating_add(place.len) > size {
-            return Ok(None);
+        let data = self.open.get_mut(&id).expect("it was opened above");
+        if end > data.size {
+            data.size = self.io.stat_open(&data.file, &path)?.size;
         }
+        Ok((end <= data.size).then_some(&data.file))
+    }
+
+    /// The value at `place` if it is what was put there.
+    fn value(&mut self, place: Place) -> Result<Option<Vec<u8>>> {
+        let (io, path) = (self.io.clone(), self.data_path(place.data));
+        let Some(file) = self.data(place.data, place.offset.saturating_add(place.len))? else { return Ok(None) };
         let len = usize::try_from(place.len).expect("a file's length fits memory addresses");
-        let value = self.io.read_at(&self.open[&place.data], &path, place.offset, len)?;
+        let value = io.read_at(file, &path, place.offset, len)?;
         Ok(Some(value).filter(|value| check_of(value) == place.check))
     }
 
+    fn place(&self, key: &Digest) -> Option<Place> {
+        self.index.get(key.as_bytes()).map(|record| record.place)
+    }
+
     fn get(&mut self, key: &Digest) -> Result<Option<Vec<u8>>> {
-        if !self.map.contains_key(key) {
-            self.refresh()?;
+        if let Some(place) = self.place(key) {
+            return self.value(place);
         }
-        match self.map.get(key).copied() {
-            Some(place) => self.value(place),
-            None => Ok(None),
-        }
+        self.index.refresh()?;
+        self.place(key).map_or(Ok(None), |place| self.value(place))
     }
 
     /// Looks at what others have written only for keys that are not known, and then at most every 10 ms.
     fn contains(&mut self, key: &Digest) -> bool {
-        if !self.map.contains_key(key) {
-            let Self { log, map, .. } = self;
-            // What cannot be read is not there.
-            let _ = log.refresh_recent(|record| {
-                map.insert(record.key, record.place);
-            });
+        if self.place(key).is_some() {
+            return true;
         }
-        self.map.contains_key(key)
+        // What cannot be read is not there.
+        let _ = self.index.refresh_recent();
+        self.place(key).is_some()
     }
 
     fn put(&mut self, key: &Digest, value: &[u8]) -> Result<()> {
-        if let Some(place) = self.map.get(key).copied() {
+        if let Some(place) = self.place(key) {
             let same = place.len == value.len() as u64 && place.check == check_of(value);
             if same && self.value(place).is_ok_and(|found| found.is_some()) {
                 return Ok(());
             }
         }
         let place = self.append_value(value)?;
-        self.log.append(&[IndexRecord { key: *key, place }])?;
-        self.map.insert(*key, place);
-        Ok(())
+        self.index.append(&[IndexRecord { key: *key, place }])
     }
 
     /// Appends to this writer's data file; a file whose last write failed is not used again.
@@ -185,24 +210,67 @@ impl Space {
         Ok(OwnData { file, path, id, len: 0 })
     }
 
-    /// Merges all files into one pair. Only for a caller that has the store for itself.
-    fn compact(&mut self, temporary: &Path) -> Result<()> {
-        self.refresh()?;
-        let old: Vec<_> = self.io.list(&self.dir)?.into_iter().filter(|path| is_data(path)).collect();
-        let merged = self.start()?;
-        let (mut records, mut len) = (Vec::new(), 0);
-        for (key, place) in self.map.clone() {
-            let Some(value) = self.value(place)? else { continue };
-            self.io.append(&merged.file, &merged.path, &value)?;
-            records.push(IndexRecord { key, place: Place { data: merged.id, offset: len, ..place } });
-            len += place.len;
+    /// The data files that are not worth rewriting, and those that are.
+    fn sort_data(&self, records: &[IndexRecord]) -> Result<(BTreeSet<u64>, Vec<PathBuf>)> {
+        let mut live = BTreeMap::<PathBuf, u64>::new();
+        for record in records {
+            *live.entry(self.data_path(record.place.data)).or_default() += record.place.len;
         }
-        self.io.sync(&merged.path)?;
-        self.log.rewrite(&records, temporary)?;
-        self.map = records.into_iter().map(|record| (record.key, record.place)).collect();
+        let (mut kept, mut old) = (BTreeSet::new(), Vec::new());
+        for path in self.io.list(&self.dir)?.into_iter().filter(|path| is_data(path)) {
+            let size = self.io.stat(&path)?.map_or(0, |stat| stat.size);
+            let needed = live.get(&path).copied().unwrap_or(0);
+            match path.file_stem().and_then(|name| u64::from_str_radix(name.to_str()?, 16).ok()) {
+                Some(id) if size >= LARGE && needed >= size / 4 * 3 => drop(kept.insert(id)),
+                _ => old.push(path),
+            }
+        }
+        Ok((kept, old))
+    }
+
+    /// Merges all small files into one and drops what nobody points to. Only for a caller that has the store for itself.
+    fn compact(&mut self) -> Result<()> {
+        self.index.refresh()?;
+        let records: Vec<_> = self.index.iter().collect();
+        let (kept, old) = self.sort_data(&records)?;
+        if self.index.is_compact() && old.is_empty() {
+            return Ok(());
+        }
+        let records = self.merge(records, &kept)?;
+        self.index.rewrite(&records)?;
         self.own = None;
         self.open.clear();
         old.iter().try_for_each(|path| self.io.remove_file(path))
+    }
+
+    /// Copies the values that are in none of the `kept` files into a new one; returns where everything is then.
+    fn merge(&mut self, records: Vec<IndexRecord>, kept: &BTreeSet<u64>) -> Result<Vec<IndexRecord>> {
+        let (mut placed, mut waiting) = (Vec::with_capacity(records.len()), Vec::new());
+        let mut merged = None;
+        for record in records {
+            if kept.contains(&record.place.data) {
+                placed.push(record);
+                continue;
+            }
+            let Some(value) = self.value(record.place)? else { continue };
+            let own: &mut OwnData = match &mut merged {
+                Some(own) => own,
+                none => none.insert(self.start()?),
+            };
+            placed.push(IndexRecord { place: Place { data: own.id, offset: own.len, ..record.place }, ..record });
+            own.len += record.place.len;
+            waiting.extend(value);
+            if waiting.len() >= CHUNK {
+                self.io.append(&own.file, &own.path, &waiting)?;
+                waiting.clear();
+            }
+        }
+        if let Some(own) = merged {
+            self.io.append(&own.file, &own.path, &waiting)?;
+            // Whatever the store's options: the values' old places go next.
+            self.io.sync_always(&own.path)?;
+        }
+        Ok(placed)
     }
 }
 
@@ -222,12 +290,10 @@ pub struct MemoStats {
 }
 
 struct Shared {
-    io: Io,
+    home: Home,
     dir: PathBuf,
-    writer: String,
     spaces: Mutex<BTreeMap<String, Arc<Mutex<Space>>>>,
-    /// A memo handle may outlive the store's: it too keeps gc away.
-    _in_use: Arc<File>,
+    _held: Held,
 }
 
 /// The memo of an open store; clones share it.
@@ -242,18 +308,17 @@ fn is_name(name: &str) -> bool {
 }
 
 impl MemoStore {
-    pub(crate) fn new(io: Io, dir: PathBuf, writer: &str, in_use: Arc<File>) -> Self {
-        let spaces = Mutex::new(BTreeMap::new());
-        Self { shared: Arc::new(Shared { io, dir, writer: writer.to_owned(), spaces, _in_use: in_use }) }
+    pub(crate) fn new(home: Home, dir: PathBuf, held: Held) -> Self {
+        Self { shared: Arc::new(Shared { home, dir, spaces: Mutex::new(BTreeMap::new()), _held: held }) }
     }
 
     fn space(&self, namespace: &str) -> Result<Arc<Mutex<Space>>> {
-        let Shared { io, dir, writer, spaces, .. } = &*self.shared;
+        let Shared { home, dir, spaces, .. } = &*self.shared;
         if !is_name(namespace) {
             return Err(StoreError::Namespace { path: dir.clone(), name: namespace.to_owned() });
         }
         let mut spaces = spaces.lock().expect("no panic while the memo is held");
-        let fresh = || Arc::new(Mutex::new(Space::new(io.clone(), dir.join(namespace), writer)));
+        let fresh = || Arc::new(Mutex::new(Space::new(home, dir.join(namespace))));
         Ok(spaces.entry(namespace.to_owned()).or_insert_with(fresh).clone())
     }
 
@@ -283,7 +348,7 @@ impl MemoStore {
 
     /// The namespaces on disk.
     pub fn namespaces(&self) -> Result<Vec<String>> {
-        let dirs = self.shared.io.list(&self.shared.dir)?;
+        let dirs = self.shared.home.io.list(&self.shared.dir)?;
         let names = dirs.iter().filter_map(|dir| dir.file_name()?.to_str()).map(str::to_owned);
         Ok(names.filter(|name| is_name(name)).collect())
     }
@@ -296,19 +361,18 @@ impl MemoStore {
     fn space_stats(&self, namespace: String) -> Result<MemoStats> {
         let space = self.space(&namespace)?;
         let mut space = space.lock().expect("no panic while a namespace is held");
-        space.refresh()?;
+        space.index.refresh()?;
         let mut bytes = 0;
-        for path in self.shared.io.list(&space.dir)? {
-            bytes += self.shared.io.stat(&path)?.map_or(0, |stat| stat.size);
+        for path in self.shared.home.io.list(&space.dir)? {
+            bytes += self.shared.home.io.stat(&path)?.map_or(0, |stat| stat.size);
         }
-        Ok(MemoStats { namespace, records: space.map.len() as u64, bytes })
+        Ok(MemoStats { namespace, records: space.index.len() as u64, bytes })
     }
 
     /// Merges the files of every namespace. Only for a caller that has the store for itself.
-    pub(crate) fn compact(&self, temporary: impl Fn() -> Result<PathBuf>) -> Result<()> {
+    pub(crate) fn compact(&self) -> Result<()> {
         for namespace in self.namespaces()? {
-            let space = self.space(&namespace)?;
-            space.lock().expect("no panic while a namespace is held").compact(&temporary()?)?;
+            self.space(&namespace)?.lock().expect("no panic while a namespace is held").compact()?;
         }
         Ok(())
     }
@@ -316,6 +380,6 @@ impl MemoStore {
     /// Forgets everything. Only for a caller that has the store for itself.
     pub(crate) fn clear(&self) -> Result<()> {
         self.shared.spaces.lock().expect("no panic while the memo is held").clear();
-        self.shared.io.remove_tree(&self.shared.dir)
+        self.shared.home.io.remove_tree(&self.shared.dir)
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::census::Claim;
 use crate::core::{Core, Damage};
 use crate::io::{FileKind, FileStat};
 use crate::manifest::{Found, Links, Manifest, TreeFile, walk};
@@ -111,6 +112,7 @@ impl Core {
             return Ok(Some(artifact));
         }
         self.io.make_dirs(object.parent().expect("objects lie in a directory"))?;
+        self.io.sync_network(path)?;
         self.io.rename(path, &object)?;
         self.witness(&digest);
         self.settle(&object, digest, &before, start_ns)?;
@@ -202,13 +204,20 @@ impl Core {
 
     /// Whether the object is there and whole; a damaged one is moved away.
     pub(crate) fn check_object(&self, digest: &Digest, size: Option<u64>, trust: Trust) -> Result<bool> {
+        match self.io.stat(&self.object_path(digest))? {
+            Some(stat) => self.check_seen(digest, &stat, size, trust),
+            None => Ok(false),
+        }
+    }
+
+    /// [`Core::check_object`] of an object whose metadata is `stat`.
+    pub(crate) fn check_seen(&self, digest: &Digest, stat: &FileStat, size: Option<u64>, trust: Trust) -> Result<bool> {
         let path = self.object_path(digest);
-        let Some(stat) = self.io.stat(&path)? else { return Ok(false) };
         if stat.kind != FileKind::File || size.is_some_and(|size| size != stat.size) {
             self.quarantine(&path)?;
             return Ok(false);
         }
-        if self.knows(&stat, digest, trust) {
+        if self.knows(stat, digest, trust) {
             return Ok(true);
         }
         match self.stats.hash(&path, Guard::Mtime) {
@@ -269,14 +278,31 @@ impl Core {
         Ok(bytes)
     }
 
+    fn read_manifest(&self, digest: &Digest) -> Result<Manifest> {
+        let malformed = |what| StoreError::Malformed { path: self.object_path(digest), what };
+        Manifest::decode(&self.read(digest)?).map_err(malformed)
+    }
+
+    /// Every object that an artifact is made of, its manifest included, each with the size it must have. Nothing of it is
+    /// remembered: for who looks at all there is.
+    pub(crate) fn claims_of(&self, artifact: &Artifact) -> Result<Vec<Claim>> {
+        match artifact.kind {
+            ArtifactKind::File => Ok(vec![(artifact.digest, Some(artifact.bytes))]),
+            ArtifactKind::Tree => {
+                let manifest = self.read_manifest(&artifact.digest)?;
+                let files = manifest.files().iter().map(|file| (file.digest, Some(file.bytes)));
+                Ok(files.chain([(artifact.digest, None)]).collect())
+            }
+        }
+    }
+
     /// A tree's manifest.
     pub(crate) fn manifest(&self, digest: &Digest) -> Result<Arc<Manifest>> {
         let cached = self.manifests.lock().expect("no panic while manifests are held").get(digest).cloned();
         if let Some(manifest) = cached {
             return Ok(manifest);
         }
-        let malformed = |what| StoreError::Malformed { path: self.object_path(digest), what };
-        let manifest = Arc::new(Manifest::decode(&self.read(digest)?).map_err(malformed)?);
+        let manifest = Arc::new(self.read_manifest(digest)?);
         let mut manifests = self.manifests.lock().expect("no panic while manifests are held");
         Ok(manifests.entry(*digest).or_insert(manifest).clone())
     }

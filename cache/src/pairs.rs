@@ -1,20 +1,22 @@
-//! Pairs: small maps from one digest to the last digest written under it, kept as append-only logs.
+//! Pairs: small maps from one digest to the last digest written under it, each an index (see [`crate::index`]).
 //!
 //! The store has two: `latest/` (node key -> its last recipe, so that `mpcc why` can compare) and `published/` (workspace
 //! path -> the artifact last put there, so that files of an older one can be removed). Records carry the time they were
 //! written at; the latest wins, and of two at one time the greater digest.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
 
+use crate::index::{Home, Index};
 use crate::io::Io;
-use crate::log::{Log, Record};
+use crate::log::Record;
+use crate::snapshot::Keyed;
 use crate::statcache::{digest_at, word};
 use crate::{Digest, StoreError};
 
 type Result<T> = std::result::Result<T, StoreError>;
 
+#[derive(Clone, Copy)]
 struct Pair {
     key: Digest,
     value: Digest,
@@ -36,9 +38,22 @@ impl Record for Pair {
     }
 }
 
+impl Keyed for Pair {
+    type Key = [u8; 32];
+    const KEY_AT: usize = 8;
+    const EVEN: bool = true;
+
+    fn key(&self) -> [u8; 32] {
+        *self.key.as_bytes()
+    }
+
+    fn merge(self, later: Self) -> Self {
+        if (later.time_ns, later.value) > (self.time_ns, self.value) { later } else { self }
+    }
+}
+
 struct State {
-    log: Log<Pair>,
-    map: BTreeMap<Digest, (i64, Digest)>,
+    index: Index<Pair>,
     last_ns: i64,
 }
 
@@ -48,59 +63,41 @@ pub(crate) struct Pairs {
     state: Mutex<State>,
 }
 
-fn apply(map: &mut BTreeMap<Digest, (i64, Digest)>, pair: &Pair) {
-    let slot = map.entry(pair.key).or_insert((pair.time_ns, pair.value));
-    *slot = (*slot).max((pair.time_ns, pair.value));
-}
-
 impl Pairs {
-    pub(crate) fn new(io: Io, dir: PathBuf, writer: &str) -> Self {
-        let log = Log::new(io.clone(), dir, writer);
-        Self { io, state: Mutex::new(State { log, map: BTreeMap::new(), last_ns: 0 }) }
+    pub(crate) fn new(home: &Home, dir: PathBuf) -> Self {
+        let index = Index::new(home, dir);
+        Self { io: home.io.clone(), state: Mutex::new(State { index, last_ns: 0 }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while pairs are held")
     }
 
     /// The last value under `key`, of whichever process.
     pub(crate) fn get(&self, key: &Digest) -> Result<Option<Digest>> {
-        let mut state = self.state.lock().expect("no panic while pairs are held");
-        let State { log, map, .. } = &mut *state;
-        log.refresh(|pair| apply(map, &pair))?;
-        Ok(map.get(key).map(|(_, value)| *value))
-    }
-
-    /// The value under `key` as of a moment ago.
-    pub(crate) fn get_recent(&self, key: &Digest) -> Result<Option<Digest>> {
-        let mut state = self.state.lock().expect("no panic while pairs are held");
-        let State { log, map, .. } = &mut *state;
-        log.refresh_recent(|pair| apply(map, &pair))?;
-        Ok(map.get(key).map(|(_, value)| *value))
+        let index = &mut self.lock().index;
+        index.refresh()?;
+        Ok(index.get(key.as_bytes()).map(|pair| pair.value))
     }
 
     /// Sets the value under `key`.
     pub(crate) fn set(&self, key: Digest, value: Digest) -> Result<()> {
-        let mut state = self.state.lock().expect("no panic while pairs are held");
+        let mut state = self.lock();
         let time_ns = self.io.now_ns().max(state.last_ns + 1);
-        let pair = Pair { key, value, time_ns };
-        state.log.append(&[Pair { ..pair }])?;
+        state.index.append(&[Pair { key, value, time_ns }])?;
         state.last_ns = time_ns;
-        apply(&mut state.map, &pair);
         Ok(())
     }
 
-    /// All pairs.
-    pub(crate) fn all(&self) -> Result<BTreeMap<Digest, Digest>> {
-        let mut state = self.state.lock().expect("no panic while pairs are held");
-        let State { log, map, .. } = &mut *state;
-        log.refresh(|pair| apply(map, &pair))?;
-        Ok(map.iter().map(|(key, (_, value))| (*key, *value)).collect())
+    /// The last values, by key.
+    pub(crate) fn values(&self) -> Result<Vec<Digest>> {
+        let index = &mut self.lock().index;
+        index.refresh()?;
+        Ok(index.iter().map(|pair| pair.value).collect())
     }
 
-    /// Rewrites the log with the last pairs only. Only for a caller that has the store for itself.
-    pub(crate) fn compact(&self, temporary: &Path) -> Result<()> {
-        self.all()?;
-        let mut state = self.state.lock().expect("no panic while pairs are held");
-        let State { log, map, .. } = &mut *state;
-        let pairs: Vec<_> =
-            map.iter().map(|(key, (time_ns, value))| Pair { key: *key, value: *value, time_ns: *time_ns }).collect();
-        log.rewrite(&pairs, temporary)
+    /// Rewrites the index with the last pairs only. Only for a caller that has the store for itself.
+    pub(crate) fn compact(&self) -> Result<()> {
+        self.lock().index.compact()
     }
 }

@@ -7,8 +7,8 @@
 use std::path::PathBuf;
 
 use crate::core::Core;
-use crate::io::{FileKind, Io};
-use crate::lock::LockFile;
+use crate::io::FileKind;
+use crate::lock::{Lock, Locks};
 use crate::{Digest, StoreError};
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -43,23 +43,24 @@ impl Core {
 }
 
 /// The lock that says that writer `writer` lives; `None` when the id is taken.
-pub(crate) fn claim_writer(io: &Io, tmp: &std::path::Path, writer: &str) -> Result<Option<LockFile>> {
-    let path = tmp.join(format!("{writer}.lock"));
+pub(crate) fn claim_writer(locks: &Locks, tmp: &std::path::Path, writer: &str) -> Result<Option<Lock>> {
+    let (path, io) = (tmp.join(format!("{writer}.lock")), &locks.io);
     if io.stat(&path)?.is_some() || io.stat(&tmp.join(writer))?.is_some() {
         return Ok(None);
     }
-    LockFile::try_take(io, &path)
+    locks.try_take(&path)
 }
 
 /// Removes the directories of dead writers.
-pub(crate) fn sweep(io: &Io, tmp: &std::path::Path) -> Result<()> {
+pub(crate) fn sweep(locks: &Locks, tmp: &std::path::Path) -> Result<()> {
+    let io = &locks.io;
     for path in io.list(tmp)? {
         let Some(stat) = io.stat(&path)? else { continue };
         match stat.kind {
-            FileKind::Dir => sweep_writer(io, &path)?,
+            FileKind::Dir => sweep_writer(locks, &path)?,
             _ if path.extension().is_some_and(|extension| extension == "lock") => {
                 // Taking and dropping a dead writer's lock removes its file.
-                drop(LockFile::try_take(io, &path)?);
+                drop(locks.try_take(&path)?);
             }
             _ => {}
         }
@@ -67,9 +68,9 @@ pub(crate) fn sweep(io: &Io, tmp: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
-fn sweep_writer(io: &Io, dir: &std::path::Path) -> Result<()> {
-    match LockFile::try_take(io, &dir.with_extension("lock"))? {
-        Some(_lock) => io.remove_tree(dir),
+fn sweep_writer(locks: &Locks, dir: &std::path::Path) -> Result<()> {
+    match locks.try_take(&dir.with_extension("lock"))? {
+        Some(_lock) => locks.io.remove_tree(dir),
         None => Ok(()),
     }
 }

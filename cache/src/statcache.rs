@@ -12,12 +12,13 @@
 //! | from outside | ctime | anybody may do anything to it |
 //! | in the store | mtime | renaming and linking renew ctime, but content that changes renews mtime |
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::RwLock;
 
+use crate::index::{Home, Index};
 use crate::io::{FileStat, Io};
-use crate::log::{Log, Record};
+use crate::log::Record;
+use crate::snapshot::Keyed;
 use crate::{Digest, StoreError};
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -68,6 +69,8 @@ impl From<&FileStat> for Key {
     }
 }
 
+/// One file's last known content.
+#[derive(Clone, Copy)]
 struct StatRecord {
     key: Key,
     digest: Digest,
@@ -95,16 +98,37 @@ impl Record for StatRecord {
     }
 }
 
+/// Device and inode as they are written: the start of a record.
+fn place(dev: u64, ino: u64) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&dev.to_le_bytes());
+    bytes[8..].copy_from_slice(&ino.to_le_bytes());
+    bytes
+}
+
+impl Keyed for StatRecord {
+    type Key = [u8; 16];
+    const KEY_AT: usize = 0;
+    const EVEN: bool = false;
+
+    fn key(&self) -> [u8; 16] {
+        place(self.key.dev, self.key.ino)
+    }
+
+    fn merge(self, later: Self) -> Self {
+        later
+    }
+}
+
 struct State {
-    log: Log<StatRecord>,
+    index: Index<StatRecord>,
     loaded: bool,
-    known: BTreeMap<(u64, u64), (Key, Digest)>,
 }
 
 /// The stat cache of a store.
 pub(crate) struct StatCache {
     io: Io,
-    state: Mutex<State>,
+    state: RwLock<State>,
 }
 
 fn window(stat: &FileStat) -> i64 {
@@ -125,44 +149,45 @@ pub(crate) fn is_settled(stat: &FileStat, guard: Guard, start_ns: i64) -> bool {
 }
 
 impl StatCache {
-    pub(crate) fn new(io: Io, dir: PathBuf, writer: &str) -> Self {
-        let log = Log::new(io.clone(), dir, writer);
-        Self { io, state: Mutex::new(State { log, loaded: false, known: BTreeMap::new() }) }
+    pub(crate) fn new(home: &Home, dir: PathBuf) -> Self {
+        let state = State { index: Index::new(home, dir), loaded: false };
+        Self { io: home.io.clone(), state: RwLock::new(state) }
     }
 
-    fn with<T>(&self, body: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
-        let mut state = self.state.lock().expect("no panic while the stat cache is held");
-        let State { log, loaded, known } = &mut *state;
-        if !*loaded {
-            log.refresh(|record| {
-                known.insert((record.key.dev, record.key.ino), (record.key, record.digest));
-            })?;
-            *loaded = true;
+    fn with<T>(&self, body: impl FnOnce(&mut Index<StatRecord>) -> Result<T>) -> Result<T> {
+        let mut state = self.state.write().expect("no panic while the stat cache is held");
+        if !state.loaded {
+            state.index.refresh()?;
+            state.loaded = true;
         }
-        body(&mut state)
+        body(&mut state.index)
+    }
+
+    /// What is remembered of an inode; threads may ask at once.
+    fn known(&self, place: &[u8; 16]) -> Result<Option<StatRecord>> {
+        let state = self.state.read().expect("no panic while the stat cache is held");
+        if state.loaded {
+            return Ok(state.index.get(place));
+        }
+        drop(state);
+        self.with(|index| Ok(index.get(place)))
     }
 
     /// The remembered digest of the file with this metadata.
     pub(crate) fn get(&self, stat: &FileStat) -> Option<Digest> {
         let key = Key::from(stat);
-        let found = self.with(|state| Ok(state.known.get(&(key.dev, key.ino)).copied()));
         // An unreadable stat cache is an empty one: the file is hashed.
-        found.ok().flatten().filter(|(known, _)| *known == key).map(|(_, digest)| digest)
+        let found = self.known(&place(key.dev, key.ino)).ok().flatten();
+        found.filter(|known| known.key == key).map(|known| known.digest)
     }
 
     /// Remembers digests whose safety the caller has established. Failing to is no error: the files are hashed again.
     pub(crate) fn remember(&self, facts: &[(FileStat, Digest)]) {
         let records: Vec<_> =
             facts.iter().map(|(stat, digest)| StatRecord { key: Key::from(stat), digest: *digest }).collect();
-        if records.is_empty() {
-            return;
+        if !records.is_empty() {
+            let _ = self.with(|index| index.append(&records));
         }
-        let _ = self.with(|state| {
-            for record in &records {
-                state.known.insert((record.key.dev, record.key.ino), (record.key, record.digest));
-            }
-            state.log.append(&records)
-        });
     }
 
     /// The digest of a regular file (links followed) and its size, hashed only when it is not known.
@@ -191,14 +216,9 @@ impl StatCache {
         Err(StoreError::Changed { path: path.to_owned() })
     }
 
-    /// Rewrites the log without what newer records replaced; returns the number of records kept. Only for a caller that has
-    /// the store for itself.
-    pub(crate) fn compact(&self, temporary: &Path) -> Result<usize> {
-        self.with(|state| {
-            let records: Vec<_> =
-                state.known.values().map(|(key, digest)| StatRecord { key: *key, digest: *digest }).collect();
-            state.log.rewrite(&records, temporary).map(|()| records.len())
-        })
+    /// Rewrites the index without what newer records replaced. Only for a caller that has the store for itself.
+    pub(crate) fn compact(&self) -> Result<()> {
+        self.with(Index::compact)
     }
 }
 
@@ -206,6 +226,10 @@ impl StatCache {
 mod tests {
     use super::*;
     use crate::io::FileKind;
+
+    fn opened(dir: &Path, writer: &str) -> StatCache {
+        StatCache::new(&Home::of(dir, writer, u64::MAX), dir.join("stat"))
+    }
 
     fn stat(mtime_ns: i64, ctime_ns: i64) -> FileStat {
         FileStat { kind: FileKind::File, dev: 1, ino: 2, size: 3, links: 1, mode: 0o444, mtime_ns, ctime_ns }
@@ -234,7 +258,7 @@ mod tests {
     #[test]
     fn any_part_of_the_key_forgets_the_digest() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = StatCache::new(Io::default(), dir.path().join("stat"), "a");
+        let cache = opened(dir.path(), "a");
         let (known, digest) = (stat(5, 6), Digest::of(b"x"));
         cache.remember(&[(known, digest)]);
         assert_eq!(cache.get(&known), Some(digest));
@@ -248,16 +272,17 @@ mod tests {
         for stat in changed {
             assert_eq!(cache.get(&stat), None, "{stat:?}");
         }
-        let reopened = StatCache::new(Io::default(), dir.path().join("stat"), "b");
+        let reopened = opened(dir.path(), "b");
         assert_eq!(reopened.get(&known), Some(digest));
-        assert_eq!(reopened.compact(&dir.path().join("temporary")).unwrap(), 1);
-        assert_eq!(StatCache::new(Io::default(), dir.path().join("stat"), "c").get(&known), Some(digest));
+        reopened.compact().unwrap();
+        assert_eq!(std::fs::read_dir(dir.path().join("stat")).unwrap().count(), 1);
+        assert_eq!(opened(dir.path(), "c").get(&known), Some(digest));
     }
 
     #[test]
     fn a_file_rewritten_at_once_is_hashed_again() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = StatCache::new(Io::default(), dir.path().join("stat"), "a");
+        let cache = opened(dir.path(), "a");
         let path = dir.path().join("file");
         for round in 0..200u32 {
             let bytes = round.to_le_bytes();

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use crate::bytes::{ByteLock, place_of};
 use crate::core::{BootId, Core, Damage};
 use crate::entries::{Entry, EntryRecord, OutputsList};
+use crate::heartbeat::Beats;
+use crate::index::Home;
 use crate::io::{Faults, Io};
-use crate::lease::Lease;
+use crate::lease::{Lease, POLL};
 use crate::ledger::Ledger;
-use crate::lock::LockFile;
+use crate::lock::{Lock, Locking, Locks, beat_of, gc_beat};
 use crate::manifest::{Links, Manifest};
 use crate::memo::MemoStore;
 use crate::objects::Trust;
@@ -39,11 +41,16 @@ pub struct StoreOptions {
     pub faults: Option<Arc<dyn Faults>>,
     /// Stands in for the machine's boot id; for tests.
     pub boot: Option<String>,
+    /// Bytes of dead writers' logs in one index that are left alone (default 1 MiB); more are moved into its snapshot.
+    pub absorb: u64,
+    /// How processes tell each other what they hold. All that have the store open at once must agree, so a choice is kept in
+    /// the store; make it while nobody else has it open.
+    pub locking: Locking,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { sync: true, faults: None, boot: None }
+        Self { sync: true, faults: None, boot: None, absorb: 1 << 20, locking: Locking::Auto }
     }
 }
 
@@ -62,7 +69,14 @@ pub(crate) struct Inner {
     syncer: Option<Syncer>,
     /// Held shared as long as the store is open; gc takes it exclusively.
     pub(crate) in_use: Arc<File>,
-    _writer: LockFile,
+    _held: Held,
+}
+
+/// What keeps gc away, and keeps this writer's logs its own. A memo handle may outlive the store's, and holds it too.
+#[derive(Clone)]
+pub(crate) struct Held {
+    _in_use: Arc<File>,
+    _writer: Arc<Lock>,
 }
 
 impl Drop for Inner {
@@ -79,7 +93,7 @@ fn boot_id(given: Option<&str>) -> BootId {
 }
 
 /// 16 hexadecimal digits that no other writer has: the hasher's keys come from the operating system's randomness.
-fn random_id() -> String {
+pub(crate) fn random_id() -> String {
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());
     format!("{:016x}", hasher.finish())
@@ -108,10 +122,10 @@ fn write_format(core: &Core) -> Result<()> {
     core.root.parent().map_or(Ok(()), |parent| core.io.sync(parent))
 }
 
-fn claim(io: &Io, tmp: &Path) -> Result<(String, LockFile)> {
+fn claim(locks: &Locks, tmp: &Path) -> Result<(String, Lock)> {
     loop {
         let writer = random_id();
-        if let Some(lock) = claim_writer(io, tmp, &writer)? {
+        if let Some(lock) = claim_writer(locks, tmp, &writer)? {
             return Ok((writer, lock));
         }
     }
@@ -133,20 +147,38 @@ impl Store {
         io.make_dirs(root)?;
         let root = std::path::absolute(root).map_err(|error| StoreError::io("resolve", root, error))?;
         let known_format = check_format(&io, &root)?;
+        let beat = beat_of(&io, &root, options.locking)?;
+        let io = if beat.is_some() { io.on_network() } else { io };
+        let beats = beat.map(|beat| Beats::new(io.clone(), root.join("leases"), random_id(), beat)).transpose()?;
         let in_use_path = root.join("in-use");
         let in_use = Arc::new(io.open_lock(&in_use_path)?);
-        io.lock_shared(&in_use, &in_use_path)?;
-        let tmp = root.join("tmp");
+        if beats.is_none() {
+            io.lock_shared(&in_use, &in_use_path)?;
+        }
+        let (tmp, locks) = (root.join("tmp"), Locks { io: io.clone(), beats: beats.clone() });
         io.make_dirs(&tmp)?;
-        sweep(&io, &tmp)?;
-        let (writer, lock) = claim(&io, &tmp)?;
-        let memo = MemoStore::new(io.clone(), root.join("memo"), &writer, in_use.clone());
-        let core = Arc::new(Core::new(root, io, writer, boot_id(options.boot.as_deref())));
+        sweep(&locks, &tmp)?;
+        let (writer, lock) = claim(&locks, &tmp)?;
+        if let Some(beats) = &beats {
+            beats.sweep()?;
+            // Whoever comes says so first and looks second, and so does gc: one of them sees the other.
+            while !beats.alive(vec![gc_beat(&root)])?.is_empty() {
+                std::thread::sleep(POLL);
+            }
+            // A gc that was taken for dead may come back, and must find that it has lost its place.
+            if io.stat(&gc_beat(&root))?.is_some() {
+                drop(beats.try_take(&gc_beat(&root))?);
+            }
+        }
+        let home = Home { io, tmp, writer, absorb: options.absorb, beats };
+        let held = Held { _in_use: in_use.clone(), _writer: Arc::new(lock) };
+        let memo = MemoStore::new(home.clone(), root.join("memo"), held.clone());
+        let core = Arc::new(Core::new(root, home, boot_id(options.boot.as_deref())));
         if !known_format {
             write_format(&core)?;
         }
         let syncer = options.sync.then(|| Syncer::new(core.clone()));
-        let inner = Arc::new(Inner { core, memo, syncer, in_use, _writer: lock });
+        let inner = Arc::new(Inner { core, memo, syncer, in_use, _held: held });
         Ok(Self {
             inner,
             #[cfg(feature = "remote")]
@@ -394,8 +426,7 @@ impl Store {
 
     /// Notes the last recipe of a node; writes nothing when it is the same.
     pub fn set_latest_recipe(&self, node_key: &str, recipe: &Digest) -> Result<()> {
-        // Missing what another run noted a moment ago only costs a record.
-        if self.core().latest.get_recent(&Digest::of(node_key.as_bytes()))? == Some(*recipe) {
+        if self.core().latest.get(&Digest::of(node_key.as_bytes()))? == Some(*recipe) {
             return Ok(());
         }
         self.core().latest.set(Digest::of(node_key.as_bytes()), *recipe)

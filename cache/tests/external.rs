@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::sync::Arc;
 
-use mpcc_cache::{ArtifactKind, Digest, Store, StoreOptions};
+use mpcc_cache::{ArtifactKind, Digest, Op, Store, StoreOptions};
 
-use crate::support::{Recorder, World, settle};
+use crate::support::{Recorder, World, quiet, recipe, settle};
 
 #[test]
 fn external_data_is_digested_in_place() {
@@ -40,7 +40,7 @@ fn links_in_external_data_are_followed_and_loops_refused() {
 fn external_files_are_read_once_while_unchanged() {
     let world = World::new();
     let recorder = Arc::new(Recorder::default());
-    let options = || StoreOptions { sync: false, faults: Some(recorder.clone()), boot: None };
+    let options = || StoreOptions { faults: Some(recorder.clone()), ..quiet() };
     let file = world.file("big", "content");
     settle();
     let store = Store::open(&world.root(), options()).unwrap();
@@ -52,6 +52,35 @@ fn external_files_are_read_once_while_unchanged() {
     fs::write(&file, "c0ntent").unwrap();
     assert_eq!(store.digest_path(&file).unwrap().digest, Digest::of(b"c0ntent"));
     assert_eq!(recorder.reads_of(&file), 1);
+}
+
+#[test]
+fn nothing_is_hashed_when_nothing_has_changed() {
+    let world = World::new();
+    let recorder = Arc::new(Recorder::default());
+    for n in 0..40 {
+        world.file(&format!("data/{}/{n}", n % 3), &format!("picture {n}"));
+    }
+    let (file, dest) = (world.put("weights"), world.path("out/tree"));
+    let tree = world.put_tree(&[("a", "1"), ("b/c", "2")]);
+    world.store.publish(&recipe("x"), vec![("file".to_owned(), file), ("tree".to_owned(), tree)]).unwrap();
+    world.store.materialise(&tree, &dest).unwrap();
+    let look = || {
+        let store = Store::open(&world.root(), StoreOptions { faults: Some(recorder.clone()), ..quiet() }).unwrap();
+        let data = store.digest_path(&world.path("data")).unwrap();
+        let entry = store.lookup(&recipe("x").digest()).unwrap().unwrap();
+        assert!(entry.outputs.iter().all(|(_, artifact)| store.contains(artifact)));
+        store.locate(&tree).unwrap();
+        assert!(store.is_published(&tree, &dest));
+        let hashed = recorder.0.lock().unwrap().iter().filter(|(op, _)| *op == Op::Hash).count();
+        recorder.0.lock().unwrap().clear();
+        (data, hashed)
+    };
+    settle();
+    let (data, hashed) = look();
+    assert!(hashed >= 40, "the first look reads: {hashed}");
+    assert_eq!(look(), (data, 0));
+    assert_eq!(look(), (data, 0));
 }
 
 #[test]

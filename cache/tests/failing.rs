@@ -34,7 +34,7 @@ impl Kind {
             Self::NoSpace => {
                 matches!(op, Op::Write(_) | Op::Open | Op::MakeDir | Op::Link | Op::Copy | Op::Rename)
             }
-            Self::NoHandles => matches!(op, Op::Read | Op::List | Op::Open | Op::Copy | Op::Sync),
+            Self::NoHandles => matches!(op, Op::Read | Op::Hash | Op::List | Op::Open | Op::Copy | Op::Sync),
             Self::Short(_) => matches!(op, Op::Write(_)),
         }
     }

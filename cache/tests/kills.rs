@@ -12,6 +12,7 @@ use std::time::Duration;
 use mpcc_cache::{Digest, Entry, GcOptions, Keep, Store, StoreOptions};
 
 use crate::support::{self, fast_dir, heavy, no_forks, recipe};
+use crate::workload::absorbing;
 
 /// Set for a child of this test: the store it works on.
 const CHILD: &str = "MPCC_CACHE_TEST_KILLED";
@@ -40,7 +41,7 @@ fn text(n: u64) -> String {
 fn child() {
     let Some(root) = variable(CHILD) else { return };
     let units = variable(UNITS).unwrap().parse().unwrap();
-    let store = Store::open(Path::new(&root), StoreOptions::default()).unwrap();
+    let store = Store::open(Path::new(&root), absorbing(StoreOptions::default())).unwrap();
     println!("\nopen");
     for n in 0..units {
         match store.lookup(&recipe(&n.to_string()).digest()).unwrap() {
@@ -98,7 +99,7 @@ fn told(child: &mut Child) -> u64 {
 /// Looks at everything the way the next process would; returns how many units are there.
 fn look(root: &Path, told: u64, when: &str) -> u64 {
     let _still = no_forks();
-    let store = Store::open(root, StoreOptions::default()).unwrap();
+    let store = Store::open(root, absorbing(StoreOptions::default())).unwrap();
     let mut found = 0;
     for n in 0_u64.. {
         let memo = store.memo().get("vlm", &Digest::of(&n.to_le_bytes()));

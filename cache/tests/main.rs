@@ -5,6 +5,7 @@ mod external;
 mod failing;
 mod formats;
 mod gc;
+mod heartbeat;
 mod hostile;
 mod kills;
 mod model;

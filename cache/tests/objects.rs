@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mpcc_cache::{ArtifactKind, Digest, Store, StoreError, StoreOptions};
 
-use crate::support::{Recorder, World, below, flip, object, put, settle};
+use crate::support::{Recorder, World, below, flip, object, put, quiet, settle};
 
 #[test]
 fn a_file_is_taken_and_can_be_read() {
@@ -142,7 +142,7 @@ fn a_truncated_or_missing_object_is_a_miss() {
 fn unchanged_objects_are_not_read_again() {
     let world = World::new();
     let recorder = Arc::new(Recorder::default());
-    let options = StoreOptions { sync: false, faults: Some(recorder.clone()), boot: None };
+    let options = StoreOptions { faults: Some(recorder.clone()), ..quiet() };
     let store = Store::open(&world.root(), options).unwrap();
     let artifact = put(&store, "content");
     let path = object(store.root(), &artifact.digest);

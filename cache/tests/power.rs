@@ -52,8 +52,9 @@ struct Durable {
     files: BTreeMap<u64, Vec<u8>>,
     /// Names in a directory at its last flush.
     dirs: BTreeMap<PathBuf, Names>,
-    /// Bytes of what was removed or replaced since: it may come back.
-    removed: BTreeMap<u64, Vec<u8>>,
+    /// Bytes of what was removed or replaced since, and how many of them were flushed: it may come back, and as long as a name
+    /// may lead to it, what was flushed of it is there.
+    removed: BTreeMap<u64, (Vec<u8>, usize)>,
 }
 
 /// Lets some operations pass, then the power is off; remembers what was flushed.
@@ -79,9 +80,9 @@ impl Durable {
             && stat.is_file()
             && stat.nlink() == 1
         {
-            self.removed.insert(stat.ino(), fs::read(path).unwrap());
             // Some file systems give the number to another file at once.
-            self.files.remove(&stat.ino());
+            let flushed = self.files.remove(&stat.ino()).map_or(0, |bytes| bytes.len());
+            self.removed.insert(stat.ino(), (fs::read(path).unwrap(), flushed));
         }
     }
 }
@@ -103,6 +104,13 @@ impl Faults for Disk {
     }
 }
 
+#[derive(Clone)]
+struct Bytes {
+    all: Vec<u8>,
+    flushed: usize,
+    mode: u32,
+}
+
 /// Writes the image of a disk after a cut.
 struct Image<'a> {
     disk: &'a Durable,
@@ -111,8 +119,8 @@ struct Image<'a> {
     to: &'a Path,
     /// Old inode -> its place in the image, to keep hard links together.
     placed: BTreeMap<u64, PathBuf>,
-    /// Bytes by old inode, whatever its names now.
-    bytes: BTreeMap<u64, (Vec<u8>, u32)>,
+    /// Bytes by old inode, whatever its names now, and how many of them were flushed.
+    bytes: BTreeMap<u64, Bytes>,
 }
 
 /// A coin and a die that fall the same way every time for the same name.
@@ -122,12 +130,17 @@ fn toss(seed: u64, what: &str) -> u64 {
 
 impl<'a> Image<'a> {
     fn write(disk: &'a Durable, loss: Loss, from: &'a Path, to: &'a Path) {
-        let mut bytes: BTreeMap<_, _> =
-            disk.removed.iter().map(|(ino, bytes)| (*ino, (bytes.clone(), 0o444))).collect();
+        let mut bytes: BTreeMap<_, _> = disk
+            .removed
+            .iter()
+            .map(|(ino, (all, flushed))| (*ino, Bytes { all: all.clone(), flushed: *flushed, mode: 0o444 }))
+            .collect();
         for path in crate::support::below(from) {
             let stat = fs::symlink_metadata(&path).unwrap();
             if stat.is_file() {
-                bytes.insert(stat.ino(), (fs::read(&path).unwrap(), stat.mode() & 0o7777));
+                let flushed = disk.files.get(&stat.ino()).map_or(0, Vec::len);
+                let mode = stat.mode() & 0o7777;
+                bytes.insert(stat.ino(), Bytes { all: fs::read(&path).unwrap(), flushed, mode });
             }
         }
         let mut image = Self { disk, loss, from, to, placed: BTreeMap::new(), bytes };
@@ -176,14 +189,15 @@ impl<'a> Image<'a> {
         if let Some(first) = self.placed.get(&ino) {
             return fs::hard_link(first, &target).unwrap();
         }
-        let Some((now, mode)) = self.bytes.get(&ino).cloned() else { return };
-        fs::write(&target, self.content(path, ino, &now)).unwrap();
-        fs::set_permissions(&target, fs::Permissions::from_mode(mode)).unwrap();
+        let Some(bytes) = self.bytes.get(&ino).cloned() else { return };
+        fs::write(&target, self.content(path, ino, &bytes)).unwrap();
+        fs::set_permissions(&target, fs::Permissions::from_mode(bytes.mode)).unwrap();
         self.placed.insert(ino, target);
     }
 
-    fn content(&self, path: &Path, ino: u64, now: &[u8]) -> Vec<u8> {
-        let durable = self.disk.files.get(&ino).map_or(0, Vec::len).min(now.len());
+    fn content(&self, path: &Path, ino: u64, bytes: &Bytes) -> Vec<u8> {
+        let now = &bytes.all;
+        let durable = bytes.flushed.min(now.len());
         let loss = match self.loss {
             Loss::Mixed(seed) => {
                 [Loss::Truncated, Loss::Zeroed, Loss::Torn, Loss::Undone][(toss(seed, &format!("{ino}")) % 4) as usize]
@@ -210,40 +224,57 @@ impl<'a> Image<'a> {
     }
 }
 
-/// Makes the records of the stat logs that were true before the cut true of the image: a disk keeps inode and stamps.
+/// Bytes of a record of the stat cache, and of its payload.
+const FRAME: usize = 80;
+const PAYLOAD: usize = 72;
+
+fn stamp(seconds: i64, ns: i64) -> u64 {
+    (seconds * 1_000_000_000 + ns).cast_unsigned()
+}
+
+/// Makes the records of the stat cache that were true before the cut true of the image: a disk keeps inode and stamps.
 fn forge_stamps(from: &Path, to: &Path, placed: &BTreeMap<u64, PathBuf>) {
-    let word = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[8 * at..8 * at + 8].try_into().unwrap());
-    let stamp = |seconds: i64, ns: i64| (seconds * 1_000_000_000 + ns) as u64;
     let mut before = BTreeMap::new();
     for path in crate::support::below(from) {
         let stat = fs::symlink_metadata(&path).unwrap();
-        before.insert(stat.ino(), (stamp(stat.mtime(), stat.mtime_nsec()), stamp(stat.ctime(), stat.ctime_nsec())));
+        before.insert(stat.ino(), [stamp(stat.mtime(), stat.mtime_nsec()), stamp(stat.ctime(), stat.ctime_nsec())]);
     }
-    for log in crate::support::below(&to.join("store/stat")) {
-        let mut bytes = fs::read(&log).unwrap();
-        for frame in bytes.get_mut(16..).unwrap_or_default().chunks_exact_mut(80) {
-            let (ino, size) = (word(frame, 1), word(frame, 2));
-            let true_before = before.get(&ino) == Some(&(word(frame, 3), word(frame, 4)));
-            let Some(stat) = placed.get(&ino).filter(|_| true_before).map(|path| fs::metadata(path).unwrap()) else {
-                continue;
-            };
-            // Another size is another key, on a disk too.
-            if stat.size() != size || blake3::hash(&frame[..72]).as_bytes()[..8] != frame[72..] {
-                continue;
-            }
-            let stamps = [stamp(stat.mtime(), stat.mtime_nsec()), stamp(stat.ctime(), stat.ctime_nsec())];
-            for (at, value) in [stat.dev(), stat.ino(), size, stamps[0], stamps[1]].into_iter().enumerate() {
-                frame[8 * at..8 * at + 8].copy_from_slice(&value.to_le_bytes());
-            }
-            let check = blake3::hash(&frame[..72]);
-            frame[72..].copy_from_slice(&check.as_bytes()[..8]);
+    for file in crate::support::below(&to.join("store/stat")) {
+        let sorted = file.ends_with("snapshot");
+        let mut bytes = fs::read(&file).unwrap();
+        let frames = bytes.get_mut(if sorted { 32 } else { 16 }..).unwrap_or_default();
+        for frame in frames.chunks_exact_mut(FRAME) {
+            forge(frame, &before, placed);
         }
-        fs::write(&log, bytes).unwrap();
+        if sorted {
+            let mut all: Vec<_> = frames.chunks_exact(FRAME).map(<[u8]>::to_vec).collect();
+            all.sort_by(|a, b| a[..16].cmp(&b[..16]));
+            frames[..all.len() * FRAME].copy_from_slice(&all.concat());
+        }
+        fs::write(&file, bytes).unwrap();
     }
 }
 
+/// Gives a record device, inode and stamps of the file's place in the image.
+fn forge(frame: &mut [u8], before: &BTreeMap<u64, [u64; 2]>, placed: &BTreeMap<u64, PathBuf>) {
+    let word = |at: usize| u64::from_le_bytes(frame[8 * at..8 * at + 8].try_into().unwrap());
+    let (ino, size) = (word(1), word(2));
+    let true_before = before.get(&ino) == Some(&[word(3), word(4)]);
+    let Some(stat) = placed.get(&ino).filter(|_| true_before).map(|path| fs::metadata(path).unwrap()) else { return };
+    // Another size is another key, on a disk too.
+    if stat.size() != size || blake3::hash(&frame[..PAYLOAD]).as_bytes()[..8] != frame[PAYLOAD..] {
+        return;
+    }
+    let stamps = [stamp(stat.mtime(), stat.mtime_nsec()), stamp(stat.ctime(), stat.ctime_nsec())];
+    for (at, value) in [stat.dev(), stat.ino(), size, stamps[0], stamps[1]].into_iter().enumerate() {
+        frame[8 * at..8 * at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    let check = blake3::hash(&frame[..PAYLOAD]);
+    frame[PAYLOAD..].copy_from_slice(&check.as_bytes()[..8]);
+}
+
 fn boot(name: &str, faults: Option<Arc<dyn Faults>>) -> StoreOptions {
-    StoreOptions { sync: true, boot: Some(name.to_owned()), faults }
+    StoreOptions { sync: true, boot: Some(name.to_owned()), faults, ..StoreOptions::default() }
 }
 
 /// Cuts the power after `k` operations and boots from an image for each loss; whether the workload had ended before.

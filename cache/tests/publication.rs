@@ -57,7 +57,7 @@ fn an_unsynced_entry_of_another_boot_is_hashed_before_trust() {
     let recorder = Arc::new(Recorder::default());
     let open = |boot: &str, sync| {
         let boot = Some(boot.to_owned());
-        Store::open(&world.root(), StoreOptions { sync, faults: Some(recorder.clone()), boot }).unwrap()
+        Store::open(&world.root(), StoreOptions { sync, faults: Some(recorder.clone()), boot, ..quiet() }).unwrap()
     };
     let key = recipe("a").digest();
     settle();

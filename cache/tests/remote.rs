@@ -271,7 +271,8 @@ struct Rot(PathBuf, AtomicU64);
 
 impl Faults for Rot {
     fn before(&self, op: Op, path: &Path) -> Verdict {
-        if matches!(op, Op::Read | Op::Open) && path == self.0 && self.1.fetch_add(1, Ordering::SeqCst) == 0 {
+        if matches!(op, Op::Read | Op::Hash | Op::Open) && path == self.0 && self.1.fetch_add(1, Ordering::SeqCst) == 0
+        {
             flip(path);
         }
         Verdict::Pass
@@ -503,7 +504,7 @@ fn a_remote_that_fails_under_a_run_is_told_once_and_left_alone() {
     let (bucket, from, to) = (Bucket::new(), World::new(), World::new());
     furnish(&from);
     push(&from.store, &bucket.open());
-    let cut = Cut::after(6, |op| op == Op::Read);
+    let cut = Cut::after(6, |op| matches!(op, Op::Read | Op::Hash));
     let remote = Remote::open(&bucket.url(), Access::Read, faulty(cut.clone())).unwrap();
     let (store, said, _) = through(&to.store, remote);
     let found = ["file", "tree", "both"].map(|name| store.lookup_through(&recipe(name).digest()).unwrap().is_some());

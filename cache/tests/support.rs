@@ -153,7 +153,7 @@ impl Recorder {
     /// How often `path` was read or hashed since the last call.
     pub(crate) fn reads_of(&self, path: &Path) -> usize {
         let mut seen = self.0.lock().unwrap();
-        let count = seen.iter().filter(|(op, other)| *op == Op::Read && other == path).count();
+        let count = seen.iter().filter(|(op, other)| matches!(op, Op::Read | Op::Hash) && other == path).count();
         seen.clear();
         count
     }

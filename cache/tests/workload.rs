@@ -52,22 +52,33 @@ fn key(name: &str) -> Digest {
     Digest::of(name.as_bytes())
 }
 
-/// Runs two stages and one that is forgotten, puts copies into `out/`, collects garbage. Called again, it goes on from
-/// whatever is there. Returns what was published.
+/// Runs two stages and one that is forgotten, puts copies into `out/`, collects garbage. The last stage is done by another
+/// process than the first two, so to say, which absorbs what that one wrote. Called again, it goes on from whatever is there.
+/// Returns what was published.
 pub(crate) fn run(top: &Path, options: StoreOptions, told: &mut Told) -> Result<Vec<Artifact>, StoreError> {
-    let store = Store::open(&top.join("store"), options)?;
+    let open = || Store::open(&top.join("store"), absorbing(options.clone()));
     let mut artifacts = Vec::new();
-    for name in [FORGOTTEN, "a", "b"] {
-        let entry = stage(&store, name, told)?;
-        if name != FORGOTTEN {
-            for (port, artifact) in &entry.outputs {
-                store.materialise(artifact, &top.join("out").join(name).join(port))?;
-            }
-            artifacts.extend(entry.outputs.iter().map(|(_, artifact)| *artifact));
-        }
-    }
-    store.gc(&GcOptions::default())?;
+    let first = open()?;
+    stage(&first, FORGOTTEN, told)?;
+    artifacts.extend(delivered(&first, top, "a", told)?);
+    drop(first);
+    let second = open()?;
+    artifacts.extend(delivered(&second, top, "b", told)?);
+    second.gc(&GcOptions::default())?;
     Ok(artifacts)
+}
+
+/// Options of a store that absorbs every log of a dead writer.
+pub(crate) fn absorbing(options: StoreOptions) -> StoreOptions {
+    StoreOptions { absorb: 1, ..options }
+}
+
+fn delivered(store: &Store, top: &Path, name: &'static str, told: &mut Told) -> Result<Vec<Artifact>, StoreError> {
+    let entry = stage(store, name, told)?;
+    for (port, artifact) in &entry.outputs {
+        store.materialise(artifact, &top.join("out").join(name).join(port))?;
+    }
+    Ok(entry.outputs.iter().map(|(_, artifact)| *artifact).collect())
 }
 
 fn stage(store: &Store, name: &'static str, told: &mut Told) -> Result<Entry, StoreError> {

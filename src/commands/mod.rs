@@ -24,7 +24,7 @@ mod why;
 
 use std::path::{Path, PathBuf};
 
-use mpcc_engine::cache::{Store, StoreOptions};
+use mpcc_engine::cache::{Locking, Store, StoreOptions};
 use mpcc_engine::executor::warden::warden_main;
 use mpcc_engine::journal::{self, RunRecord};
 use mpcc_engine::worker::{start_main, worker_main};
@@ -70,7 +70,17 @@ pub(crate) fn dispatch(cli: Cli) -> Answer {
 
 /// Opens the store, creating it when there is none.
 pub(crate) fn open(store: &Path) -> Result<Store, Failure> {
-    Ok(Store::open(store, StoreOptions::default())?)
+    Ok(Store::open(store, StoreOptions { locking: locking()?, ..StoreOptions::default() })?)
+}
+
+/// How `MPCC_LEASES` wants the store locked; docs/cache.md, "On NFS".
+fn locking() -> Result<Locking, Failure> {
+    match environment::variable("MPCC_LEASES").as_deref() {
+        None => Ok(Locking::Auto),
+        Some("heartbeat") => Ok(Locking::HEARTBEAT),
+        Some("locks") => Ok(Locking::Kernel),
+        Some(other) => Err(Failure::wrong(format_args!("MPCC_LEASES is `{other}`; it may be `heartbeat` or `locks`"))),
+    }
 }
 
 /// Opens a store that must be there: commands that only look create none.

@@ -4,6 +4,7 @@ mod audit;
 pub(crate) mod bench;
 mod contract;
 mod crash;
+mod crowd;
 mod custom;
 mod errors;
 mod examples;
