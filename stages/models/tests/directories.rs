@@ -75,7 +75,7 @@ impl Copy {
     }
 
     fn refused(&self) -> String {
-        self.load().err().expect("the directory is damaged").to_string()
+        self.load().expect_err("the directory is damaged").to_string()
     }
 }
 
