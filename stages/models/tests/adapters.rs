@@ -209,7 +209,7 @@ fn load_in_peft(saved: &[Value]) {
 import sys, json, torch, warnings
 from transformers import AutoModelForImageTextToText
 import peft
-for one in json.loads(sys.argv[1]):
+for one in json.load(open(sys.argv[1])):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         base = AutoModelForImageTextToText.from_pretrained(one["base"], dtype=torch.float32, attn_implementation="eager")
@@ -220,11 +220,10 @@ for one in json.loads(sys.argv[1]):
     print(one["base"], worst)
     assert worst < 1e-4, (one["base"], worst)
 "#;
-    let output = Command::new(python)
-        .args(["-c", script, &serde_json::to_string(saved).unwrap()])
-        .env("HF_HUB_OFFLINE", "1")
-        .output()
-        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("list.json");
+    std::fs::write(&list, serde_json::to_string(saved).unwrap()).unwrap();
+    let output = Command::new(python).args(["-c", script]).arg(list).env("HF_HUB_OFFLINE", "1").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     println!("{}", String::from_utf8_lossy(&output.stdout));
 }
