@@ -89,6 +89,32 @@ impl Job {
         Self::outputs_in(folder).join(port)
     }
 
+    /// A file in an attempt's `folder` that its log is another name of, see [`Job::lay_log`].
+    pub(crate) fn spare_log(folder: &Path) -> PathBuf {
+        folder.join("log")
+    }
+
+    /// Makes the log a second name of a file that stays with the folder. Most commands print nothing: then the name goes and the
+    /// file serves the folder's next attempt, so that ten thousand stages make a few files and leave no empty logs. Where it
+    /// cannot be done, whoever opens the log makes it.
+    pub(crate) fn lay_log(&self) {
+        let spare = Self::spare_log(&self.folder);
+        if spare.is_file() || std::fs::File::create_new(&spare).is_ok() {
+            // An earlier attempt's log is there and is added to.
+            let _ = std::fs::hard_link(spare, &self.log);
+        }
+    }
+
+    /// After the attempt: the log goes when nothing is in it and it was `done`; a log that was written has its file to itself.
+    pub(crate) fn settle_log(&self, done: bool) {
+        let empty = std::fs::metadata(&self.log).is_ok_and(|meta| meta.len() == 0);
+        // What cannot be removed is only litter.
+        let _ = match empty && done {
+            true => std::fs::remove_file(&self.log),
+            false => std::fs::remove_file(Self::spare_log(&self.folder)),
+        };
+    }
+
     /// The job's own file.
     pub fn file(&self) -> PathBuf {
         self.folder.join("job.json")

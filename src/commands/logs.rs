@@ -16,7 +16,11 @@ pub(super) fn logs(args: &LogsArgs, store: &Path) -> Answer {
         say(log.display());
         return Ok(DONE);
     }
-    let text = std::fs::read(&log).map_err(|error| Failure::io(&log, &error))?;
+    let text = match std::fs::read(&log) {
+        // A command that printed nothing leaves no log.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        text => text.map_err(|error| Failure::io(&log, &error))?,
+    };
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     let skip = args.tail.map_or(0, |tail| lines.len().saturating_sub(tail));

@@ -320,8 +320,8 @@ impl Dataset {
     /// The picture `name` as RGB, as it is: what a filter may see. Items are opened as [`crate::mask::MaskedImage`].
     pub fn open_rgb(&self, name: &str) -> Result<RgbImage, DatasetError> {
         let wrong = |path: PathBuf, cause: String| DatasetError::Picture { path, cause };
-        let pixels = image::load_from_memory(&self.image_bytes(name)?);
-        let pixels = pixels.map_err(|error| wrong(self.folder.join(name), error.to_string()))?.into_rgb8();
+        let pixels = mpcc_models::image::decode(&self.image_bytes(name)?);
+        let pixels = pixels.map_err(|error| wrong(self.folder.join(name), error.to_string()))?;
         match self.picture(name) {
             Some(picture) if (picture.width, picture.height) != pixels.dimensions() => {
                 let cause = format!(

@@ -89,6 +89,7 @@ impl Direct {
     pub(super) async fn attend(self, options: Arc<ProcessOptions>, job: Job, mut handle: Handle) {
         let started = Instant::now();
         let (outcome, usage) = self.carry_out(&options, &job, &mut handle).await;
+        job.settle_log(outcome == Outcome::Done);
         let usage = Usage { wall_s: started.elapsed().as_secs_f64(), ..usage };
         // Nobody listens when the attempt was dropped.
         let _ = handle.end.send((outcome, usage));
@@ -133,6 +134,7 @@ impl Direct {
     fn start(&self, options: &ProcessOptions, command: &Planned, job: &Job) -> Result<Start, Outcome> {
         let places = job.log.parent().map_or(Ok(()), ensure_dir).and_then(|()| job.prepare_outputs());
         places.map_err(|error| Outcome::machine(format!("cannot prepare the stage: {error}")))?;
+        job.lay_log();
         let words = command::words(command, &Ports::of_job(job))?;
         let granted = granted(job, options).into_iter().map(|(name, value)| (name.to_owned(), value));
         let env = granted.chain(command.env.clone()).collect();

@@ -260,14 +260,14 @@ impl Shared {
 
     /// Takes an attempt's folder back, empty; what lies in it is removed.
     pub(super) fn take_back(&self, folder: PathBuf) {
-        let outputs = Job::outputs_in(&folder);
-        let holds = |path: &Path, allowed: Option<&Path>| {
+        let (outputs, log) = (Job::outputs_in(&folder), Job::spare_log(&folder));
+        let holds = |path: &Path, allowed: &[&Path]| {
             std::fs::read_dir(path)
-                .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|e| Some(e.path().as_path()) == allowed)))
+                .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|e| allowed.contains(&e.path().as_path()))))
         };
         // A link in its place leads elsewhere, and a stage may have changed its permissions.
         let plain = outputs.symlink_metadata().is_ok_and(|meta| meta.is_dir() && meta.mode() & 0o700 == 0o700);
-        if plain && holds(&folder, Some(&outputs)) && holds(&outputs, None) {
+        if plain && holds(&folder, &[&outputs, &log]) && holds(&outputs, &[]) {
             self.folders.lock().expect("no panic while it is held").push(folder);
         } else {
             // What cannot be removed now goes when the store is closed.

@@ -129,7 +129,7 @@ impl Adapter {
             };
             let load = |half: &str, shape: [usize; 2]| {
                 let key = format!("{module}.lora_{half}.weight");
-                let tensor = files.load(files.must_find(&[key.clone()])?, dtype, device)?;
+                let tensor = files.load(files.must_find(std::slice::from_ref(&key))?, dtype, device)?;
                 if tensor.dims() != shape {
                     let message = format!("has shape {:?}, the model and rank {rank} ask for {shape:?}", tensor.dims());
                     return Err(ModelError::Weight { name: key, message });

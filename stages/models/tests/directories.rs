@@ -75,7 +75,7 @@ impl Copy {
     }
 
     fn refused(&self) -> String {
-        self.load().err().expect("the directory is damaged").to_string()
+        self.load().expect_err("the directory is damaged").to_string()
     }
 }
 
@@ -308,10 +308,10 @@ fn odd_pictures_get_an_answer_or_a_reason() {
 fn nothing_is_ever_cut() {
     for name in FAMILIES {
         let copy = Copy::of(name);
-        copy.edit("config.json", |config| config["text_config"]["max_position_embeddings"] = 60.into());
+        copy.edit("config.json", |config| config["text_config"]["max_position_embeddings"] = 20.into());
         let vlm = copy.load().unwrap();
         let message = vlm.prompt(&turns(), &[picture(); 1], true).unwrap_err().to_string();
-        assert!(message.contains("of pictures, but the model sees 60 at most"), "{name}: {message}");
+        assert!(message.contains("of pictures, but the model sees 20 at most"), "{name}: {message}");
         let empty = vlm.prompt_of_text(String::new(), vec![]);
         let begins = vlm.assets().tokenizer.special("bos_token").is_some_and(|token| !token.is_empty());
         match empty {

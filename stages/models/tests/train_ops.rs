@@ -102,6 +102,10 @@ fn attention_agrees_with_its_composite_on_random_segments() {
         let fused = run(|| ops::attention(&qkv, &cos, &sin, &list, shape), &[&qkv]);
         let plain = run(|| reference::attention(&qkv, &cos, &sin, &list, shape, None), &[&qkv]);
         same(&format!("attention over {list:?}"), &fused, &plain);
+        let window = Some([1, 2, 9, 64, 100][round / 5]);
+        let fused = run(|| ops::windowed_attention(&qkv, &cos, &sin, &list, shape, window), &[&qkv]);
+        let plain = run(|| reference::attention(&qkv, &cos, &sin, &list, shape, window), &[&qkv]);
+        same(&format!("attention of {window:?} over {list:?}"), &fused, &plain);
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::io::Cursor;
 
-use image::{ImageReader, Limits, RgbImage};
+use image::{ImageFormat, ImageReader, Limits, RgbImage};
 
 use crate::error::{ModelError, Result};
 
@@ -27,6 +27,9 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     if reader.format().is_none() {
         return Err(refuse(format!("its {} bytes are no PNG, JPEG, WebP, GIF or BMP", bytes.len())));
     }
+    if reader.format() == Some(ImageFormat::Jpeg) && !jpeg_ends(bytes) {
+        return Err(refuse(format!("the JPEG file is cut off after {} bytes", bytes.len())));
+    }
     let mut limits = Limits::default();
     limits.max_alloc = Some(MEMORY);
     reader.limits(limits);
@@ -34,9 +37,15 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     Ok(decoded.to_rgb8())
 }
 
+/// Whether the end marker stands behind the last scan: the decoder itself would fill what is missing with gray.
+fn jpeg_ends(bytes: &[u8]) -> bool {
+    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
+    matches!((last(0xda), last(0xd9)), (Some(scan), Some(end)) if scan < end)
+}
+
 #[cfg(test)]
 mod tests {
-    use image::{DynamicImage, ImageBuffer, ImageFormat, Luma, Rgb};
+    use image::{DynamicImage, ImageBuffer, Luma, Rgb};
 
     use super::*;
 
@@ -59,6 +68,22 @@ mod tests {
         corrupt[middle] ^= 0x55;
         assert!(decode(&corrupt).is_err());
         assert!(decode(b"no picture at all").unwrap_err().to_string().contains("17 bytes are no PNG"));
+    }
+
+    #[test]
+    fn a_jpeg_that_is_cut_off_is_an_error_wherever_it_was_cut() {
+        let whole = include_bytes!("../../tests/fixtures/images/round.jpg");
+        assert_eq!(decode(whole).unwrap().dimensions(), (64, 48));
+        for cut in 0..whole.len() - 1 {
+            assert!(decode(&whole[..cut]).is_err(), "{cut} of {} bytes", whole.len());
+        }
+    }
+
+    #[test]
+    fn cmyk_becomes_rgb() {
+        let image = decode(include_bytes!("../../tests/fixtures/images/cmyk.jpg")).unwrap();
+        let [r, g, b] = image.get_pixel(3, 3).0;
+        assert!(r > 250 && g < 5 && b < 5, "{:?}", [r, g, b]);
     }
 
     #[test]

@@ -167,7 +167,8 @@ impl TextConfig {
             let sections = self.mrope_section.unwrap_or_default();
             return Err(format!("`mrope_section` {sections:?} must sum to half the head width, {half}"));
         }
-        if self.heads.kv_heads == 0 || self.heads.heads % self.heads.kv_heads != 0 || self.heads.head_dim % 2 != 0 {
+        let HeadShape { heads, kv_heads, head_dim } = self.heads;
+        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || !head_dim.is_multiple_of(2) {
             return Err(format!(
                 "{:?} is no head shape: key heads must divide the heads and the width be even",
                 self.heads
