@@ -262,8 +262,9 @@ impl Shared {
     pub(super) fn take_back(&self, folder: PathBuf) {
         let (outputs, log) = (Job::outputs_in(&folder), Job::spare_log(&folder));
         let holds = |path: &Path, allowed: &[&Path]| {
-            std::fs::read_dir(path)
-                .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|e| allowed.contains(&e.path().as_path()))))
+            std::fs::read_dir(path).is_ok_and(|mut entries| {
+                entries.all(|entry| entry.is_ok_and(|e| allowed.contains(&e.path().as_path())))
+            })
         };
         // A link in its place leads elsewhere, and a stage may have changed its permissions.
         let plain = outputs.symlink_metadata().is_ok_and(|meta| meta.is_dir() && meta.mode() & 0o700 == 0o700);
