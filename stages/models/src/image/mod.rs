@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | `decode` | bytes to pixels, or why not |
+//! | `measure` | width and height without decoding |
 //! | `resize` | Pillow's bicubic filter |
 //! | `qwen` | one picture of any size within a pixel budget |
 //! | `anyres` | LLaVA-NeXT: the whole picture and tiles of the best of given resolutions |
@@ -14,6 +15,7 @@
 pub mod anyres;
 mod cut;
 pub mod decode;
+mod measure;
 mod qwen;
 mod resize;
 pub mod tiles;
@@ -21,13 +23,14 @@ pub mod tiles;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use image::RgbImage;
 use serde_json::Value;
 
 use crate::error::Result;
 
 pub use anyres::AnyRes;
 pub use decode::decode;
+pub use image::RgbImage;
+pub use measure::measure;
 pub use qwen::{ImageProcessor, smart_size};
 pub use resize::resize_bicubic;
 pub use tiles::Tiles;
