@@ -104,8 +104,15 @@ fn every_family_agrees_with_what_pytorch_computed() {
 
         // Against itself, all tensors; behind its own pixel values, the model alone.
         words.truncate(words.len() - 2);
-        let again = told(&model(&bench, &[&words[..], &["--against", "ours.safetensors"]].concat()).code(0));
+        let against = |more: &[&str]| {
+            told(&model(&bench, &[&words[..], &["--against", "ours.safetensors"], more].concat()).code(0))
+        };
+        let again = against(&[]);
         assert!(again["compared"].as_object().unwrap().len() >= 5, "{again}");
+        assert_eq!(again["resize"], "pillow");
+        // Torchvision's filter gives other values; it is found by itself.
+        let other = told(&model(&bench, &[&words[..], &["--resize", "torchvision"]].concat()).code(0));
+        assert_eq!((&other["resize"], &against(&[])["resize"]), (&json!("torchvision"), &json!("torchvision")));
         let alone = told(&model(&bench, &["check", &dir, "--against", "ours.safetensors", "--json"]).code(0));
         assert_eq!(alone["compared"]["logits"]["largest_difference"], 0.0, "{name}: {alone}");
         assert_eq!(alone["greedy_ids_equal"], true);

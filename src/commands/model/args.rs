@@ -22,6 +22,7 @@ pub(crate) enum ModelCommand {
 Looks at the configuration, every tensor, the tokenizer and the picture processor, then lets the model answer once, greedily.
 With --against a safetensors file of what another implementation computed (input_ids, pixel_values, logits, gen_ids, ...), prints
 the largest absolute difference of every tensor. Allowed are 1e-5 for pixel_values, 1e-4 for logits and none for whole numbers.
+Pillow and torchvision resize pictures to values that differ by some grey levels; the filter nearer to the reference is taken and named.
 Without --image and --prompt the reference's own tokens and pixel values are used, and the model alone is compared.
 Exit code: 0 all well, 1 something is missing or beyond what is allowed.
 
@@ -107,12 +108,27 @@ pub(crate) struct CheckArgs {
     /// The prompt as the chat template leaves it, one placeholder a picture; a question of our own when left out.
     #[arg(long, value_name = "FILE")]
     pub(crate) prompt: Option<PathBuf>,
+    /// Whose filter resizes pictures. `auto` takes the one nearer to the reference; for a --dump without a reference torchvision's, as
+    /// transformers 5 does; else Pillow's, which all other commands and stages use.
+    #[arg(long, value_enum, default_value_t = Resize::Auto)]
+    pub(crate) resize: Resize,
     /// Exactly this many tokens are drawn, the end tokens excluded.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub(crate) min_new_tokens: Option<u32>,
     /// Prints one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Whose filter resizes pictures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Resize {
+    /// As the other side of the comparison has it.
+    Auto,
+    /// Pillow's.
+    Pillow,
+    /// Torchvision's, which transformers 5 picks where torchvision is installed.
+    Torchvision,
 }
 
 /// `mpcc model ask`.

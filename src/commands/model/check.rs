@@ -7,13 +7,13 @@ use std::sync::Arc;
 use mpcc_stages::models::chat::{Part, Role, Turn};
 use mpcc_stages::models::checkpoint;
 use mpcc_stages::models::generate::{Completion, GenerateRequest, Sampling, Watch};
-use mpcc_stages::models::image::RgbImage;
+use mpcc_stages::models::image::{Filter, RgbImage};
 use mpcc_stages::models::parity::{self, Compared, Reference, Tensors};
 use mpcc_stages::models::survey::Survey;
 use mpcc_stages::models::vlm::{Prompt, Vlm};
 use serde_json::{Value, json};
 
-use super::args::CheckArgs;
+use super::args::{CheckArgs, Resize};
 use super::place::{find, load, picture};
 use crate::commands::Answer;
 use crate::report::{DONE, FAILED, Failure};
@@ -101,7 +101,12 @@ impl Findings {
         self.fact("tokenizer", format!("{} tokens, an answer ends at {:?}", vlm.assets().tokenizer.len(), vlm.eos()));
         self.json.insert("load_s".into(), json!(seconds));
         let reference = args.against.as_deref().map(Reference::open).transpose()?;
-        let Asked { prompt, mut tensors } = asked(vlm, args, reference.as_ref())?;
+        let Asked { prompt, mut tensors, filter } = asked(vlm, args, reference.as_ref())?;
+        if let Some(filter) = filter {
+            let name = if filter == Filter::Pillow { "pillow" } else { "torchvision" };
+            self.fact("pictures", format!("resized by the filter of {name}"));
+            self.json.insert("resize".into(), name.into());
+        }
         tensors.insert("logits".into(), parity::logits(vlm, &prompt)?);
         let length = self.length(args, reference.as_ref(), vlm)?;
         let answer = greedy(vlm, prompt, length)?;
@@ -219,20 +224,20 @@ impl Findings {
 struct Asked {
     prompt: Prompt,
     tensors: Tensors,
+    /// Whose filter its pictures went through, if there are any.
+    filter: Option<Filter>,
 }
 
 /// The prompt that was asked for: the one typed, else the reference's, else one of our own.
 fn asked(vlm: &Vlm, args: &CheckArgs, reference: Option<&Reference>) -> Result<Asked, Failure> {
     if let (Some(reference), true, None) = (reference, args.images.is_empty(), &args.prompt) {
-        return Ok(Asked { prompt: reference.prompt(vlm)?, tensors: Tensors::new() });
+        return Ok(Asked { prompt: reference.prompt(vlm)?, tensors: Tensors::new(), filter: None });
     }
     let mut images = args.images.iter().map(|path| picture(path)).collect::<Result<Vec<_>, _>>()?;
-    let prompt = match &args.prompt {
+    let text = match &args.prompt {
         Some(path) => {
             let text = std::fs::read_to_string(path);
-            let text = text.map_err(|error| Failure::wrong(format_args!("{}: {error}", path.display())))?;
-            let process = |image: &RgbImage| vlm.assets().processor.process(image);
-            vlm.prompt_of_text(text, images.iter().map(process).collect::<Result<_, _>>()?)?
+            text.map_err(|error| Failure::wrong(format_args!("{}: {error}", path.display())))?
         }
         None => {
             if images.is_empty() {
@@ -240,12 +245,37 @@ fn asked(vlm: &Vlm, args: &CheckArgs, reference: Option<&Reference>) -> Result<A
             }
             let mut parts = vec![Part::Image; images.len()];
             parts.push(Part::Text("What is in the picture?".to_owned()));
-            vlm.prompt(&[Turn { role: Role::User, parts }], &images, true)?
+            vlm.prompt(&[Turn { role: Role::User, parts }], &images, true)?.text
         }
     };
+    let with = |filter| through(vlm, &text, &images, filter);
+    let asked = match args.resize {
+        Resize::Torchvision => return with(Filter::Torchvision),
+        // Only to be compared with transformers elsewhere.
+        Resize::Auto if args.dump.is_some() && reference.is_none() => return with(Filter::Torchvision),
+        Resize::Pillow => return with(Filter::Pillow),
+        Resize::Auto => with(Filter::Pillow)?,
+    };
+    let Some(reference) = reference else { return Ok(asked) };
+    let distance = |asked: &Asked| -> Result<f64, Failure> {
+        let compared = reference.compare(&asked.tensors)?;
+        Ok(compared.iter().find(|one| one.name == "pixel_values").map_or(0.0, |one| one.largest))
+    };
+    let pillow = distance(&asked)?;
+    if pillow <= parity::PIXELS {
+        return Ok(asked);
+    }
+    let other = with(Filter::Torchvision)?;
+    Ok(if distance(&other)? < pillow { other } else { asked })
+}
+
+/// A prompt whose pictures go through a filter.
+fn through(vlm: &Vlm, text: &str, images: &[RgbImage], filter: Filter) -> Result<Asked, Failure> {
+    let process = |image: &RgbImage| vlm.assets().processor.process_with(image, filter);
+    let prompt = vlm.prompt_of_text(text.to_owned(), images.iter().map(process).collect::<Result<_, _>>()?)?;
     let sizes: Vec<(u32, u32)> = images.iter().map(RgbImage::dimensions).collect();
     let tensors = parity::inputs(vlm, &prompt, &sizes)?;
-    Ok(Asked { prompt, tensors })
+    Ok(Asked { prompt, tensors, filter: (!images.is_empty()).then_some(filter) })
 }
 
 /// A picture of our own: a chequered board.
