@@ -193,6 +193,21 @@ fn a_question_is_answered_as_tokens_come_and_the_same_way_each_time() {
     model(&bench, &["ask", &dir, "x", "--temperature", "nan"]).code(2);
 }
 
+/// Random models draw bytes that are no text: what comes in pieces must be the whole all the same.
+#[test]
+fn pieces_of_an_answer_are_the_whole_of_it() {
+    for name in ["llava_next_vicuna", "qwen2_vl"] {
+        let (bench, dir) = (Bench::new(""), family(name));
+        for seed in ["0", "1", "2", "3", "4", "5", "6", "7"] {
+            let words =
+                ["ask", &dir, "x", "--max-new-tokens", "60", "--temperature", "2", "--threads", "1", "--seed", seed];
+            let whole = told(&model(&bench, &[&words[..], &["--json"]].concat()).code(0));
+            let pieces = model(&bench, &words).code(0).out;
+            assert_eq!(pieces.strip_suffix('\n'), whole["text"].as_str(), "{name}, seed {seed}");
+        }
+    }
+}
+
 #[test]
 fn speed_is_measured_for_the_work_asked_for() {
     let (bench, dir) = (Bench::new(""), family("internvl"));

@@ -1,16 +1,17 @@
 //! The text of an answer while its tokens come.
 //!
-//! A token may be a part of a character, and what cannot be read yet decodes to U+FFFD. Text is given out up to the last character
-//! that further tokens can no longer change: all that was given out is the beginning of the final text.
+//! A token may be a part of a character, and what cannot be read yet decodes to U+FFFD. Tokenizers that spell rare characters as
+//! tokens of one byte read a whole run of them at once, so that a later byte can change what earlier ones meant. Text is given out up to
+//! the last character that further tokens can no longer change: what was given out is always the beginning of the final text.
 
 use crate::error::Result;
 use crate::vlm::Vlm;
 
-/// Tokens of an answer so far, and how much of their text was given out.
+/// Tokens of an answer so far, and the text that was given out.
 #[derive(Debug, Clone, Default)]
 pub struct Growing {
     ids: Vec<u32>,
-    given: usize,
+    given: String,
 }
 
 impl Growing {
@@ -20,7 +21,11 @@ impl Growing {
     /// When the tokenizer's decoder refuses the tokens.
     pub fn push(&mut self, vlm: &Vlm, id: u32) -> Result<String> {
         self.ids.push(id);
-        let text = vlm.decode(&self.ids)?;
+        let mut closed = self.ids.len();
+        while closed > 0 && is_open(vlm, self.ids[closed - 1])? {
+            closed -= 1;
+        }
+        let text = vlm.decode(&self.ids[..closed])?;
         Ok(self.give(text.trim_end_matches('\u{fffd}')))
     }
 
@@ -35,12 +40,15 @@ impl Growing {
     }
 
     fn give(&mut self, text: &str) -> String {
-        match text.get(self.given..) {
-            Some(new) if !new.is_empty() => {
-                self.given = text.len();
-                new.to_owned()
-            }
-            _ => String::new(),
-        }
+        let new = text.strip_prefix(self.given.as_str()).unwrap_or_default();
+        self.given.push_str(new);
+        new.to_owned()
     }
+}
+
+/// Whether a token at the end leaves open what the text there is: a single byte, or a token that has no text.
+fn is_open(vlm: &Vlm, id: u32) -> Result<bool> {
+    let token = vlm.assets().tokenizer.token(id).unwrap_or_default();
+    let byte = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')).is_some_and(|hex| hex.len() == 2);
+    Ok(byte || vlm.decode(&[id])?.is_empty())
 }
