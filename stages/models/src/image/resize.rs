@@ -1,6 +1,9 @@
 //! Pillow's bicubic filter, bit for bit: separable, antialiased, a = -0.5, weights in 22-bit fixed point, 8-bit between the passes.
+//! Sums are whole numbers, so that their order is free.
 
 use image::RgbImage;
+
+use crate::kernel::lanes::wide;
 
 /// Fixed-point fraction bits of a filter weight.
 const PRECISION: u32 = 22;
@@ -40,9 +43,11 @@ fn taps(source: usize, target: usize) -> Vec<Tap> {
         .collect()
 }
 
-fn weigh(tap: &Tap, pixel: impl Fn(usize) -> u8) -> u8 {
-    let half = 1i32 << (PRECISION - 1);
-    let sum = tap.weights.iter().enumerate().fold(half, |sum, (i, w)| sum + i32::from(pixel(tap.start + i)) * w);
+/// What the sums of weighted bytes begin with: a half, so that dropping the fraction rounds.
+const HALF: i32 = 1 << (PRECISION - 1);
+
+#[inline(always)]
+fn byte(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
@@ -64,10 +69,12 @@ fn horizontal(image: &RgbImage, width: u32) -> RgbImage {
         return image.clone();
     }
     let taps = taps(image.width() as usize, width as usize);
-    RgbImage::from_fn(width, image.height(), |x, y| {
-        let tap = &taps[x as usize];
-        image::Rgb([0, 1, 2].map(|c| weigh(tap, |at| image.get_pixel(at as u32, y)[c])))
-    })
+    let mut out = RgbImage::new(width, image.height());
+    let (from, to) = (3 * image.width() as usize, 3 * width as usize);
+    for (line, out) in image.as_raw().chunks_exact(from).zip(out.chunks_exact_mut(to)) {
+        weigh_pixels(line, &taps, out);
+    }
+    out
 }
 
 fn vertical(image: &RgbImage, height: u32) -> RgbImage {
@@ -75,8 +82,41 @@ fn vertical(image: &RgbImage, height: u32) -> RgbImage {
         return image.clone();
     }
     let taps = taps(image.height() as usize, height as usize);
-    RgbImage::from_fn(image.width(), height, |x, y| {
-        let tap = &taps[y as usize];
-        image::Rgb([0, 1, 2].map(|c| weigh(tap, |at| image.get_pixel(x, at as u32)[c])))
-    })
+    let mut out = RgbImage::new(image.width(), height);
+    let size = 3 * image.width() as usize;
+    let mut sums = vec![0; size];
+    for (tap, out) in taps.iter().zip(out.chunks_exact_mut(size)) {
+        weigh_lines(&image.as_raw()[tap.start * size..], tap, &mut sums, out);
+    }
+    out
+}
+
+wide! {
+    fn weigh_pixels(line: &[u8], taps: &[Tap], out: &mut [u8]) {
+        for (tap, out) in taps.iter().zip(out.chunks_exact_mut(3)) {
+            let mut sums = [HALF; 3];
+            for (pixel, weight) in line[3 * tap.start..].chunks_exact(3).zip(&tap.weights) {
+                for (sum, value) in sums.iter_mut().zip(pixel) {
+                    *sum += i32::from(*value) * weight;
+                }
+            }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = byte(sum);
+            }
+        }
+    }
+}
+
+wide! {
+    fn weigh_lines(lines: &[u8], tap: &Tap, sums: &mut [i32], out: &mut [u8]) {
+        sums.fill(HALF);
+        for (line, weight) in lines.chunks_exact(sums.len()).zip(&tap.weights) {
+            for (sum, value) in sums.iter_mut().zip(line) {
+                *sum += i32::from(*value) * weight;
+            }
+        }
+        for (out, sum) in out.iter_mut().zip(sums.iter()) {
+            *out = byte(*sum);
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::infer::{Inference, Lane};
-use super::prefix::{Chain, Part, PictureDigest, PrefixCounts, Prefixes, Track, WORTH_SHARING, digest};
+use super::prefix::{Chain, Part, PictureDigest, PrefixCounts, Prefixes, Track, WORTH_SHARING, digest, place};
 use crate::error::Result;
 use crate::image::Patches;
 use crate::vlm::Prompt;
@@ -118,15 +118,18 @@ impl Inference<'_> {
 
     /// Prompts with the digests of their pictures, each of which is read once.
     fn asked<'p>(&self, prompts: &[&'p Arc<Prompt>]) -> Result<Vec<Asked<'p>>> {
-        let mut known = Vec::new();
-        let mut digest_of = |image: &Patches| {
-            let id = image.pixels.id();
-            if let Some((_, digest)) = known.iter().find(|(seen, _)| *seen == id) {
-                return Ok(*digest);
-            }
-            let digest = digest(image)?;
-            known.push((id, digest));
-            Ok(digest)
+        let mut known = BTreeMap::new();
+        let mut digest_of = |image: &Patches| match place(image)? {
+            None => digest(image),
+            Some(place) => match known.get(&place) {
+                // The same values in another shape or order are another picture.
+                Some((grid, picks, digest)) if *grid == image.grid && *picks == image.picks => Ok(*digest),
+                _ => {
+                    let digest = digest(image)?;
+                    known.insert(place, (image.grid, image.picks.clone(), digest));
+                    Ok(digest)
+                }
+            },
         };
         let ask = |prompt: &&'p Arc<Prompt>| {
             let digests: Vec<PictureDigest> = prompt.images.iter().map(&mut digest_of).collect::<Result<_>>()?;

@@ -1,4 +1,4 @@
-//! What a loaded model keeps between requests: encoded pictures, and keys and values of prompts, within a budget of bytes.
+//! What a loaded model keeps between requests: processed pictures, encoded pictures, and keys and values of prompts, within a budget of bytes.
 //!
 //! Prompts form a radix tree. A node holds the keys and values of the tokens by which its prompt differs from what was there before,
 //! behind a chain of earlier nodes' tokens; a new prompt takes the longest chain that says the same and computes the rest. Two
@@ -14,10 +14,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use candle_core::Storage;
+
 use crate::error::{ModelError, Result};
 use crate::image::Patches;
 use crate::kernel::attend::Stretch;
 use crate::vlm::Prompt;
+use image::RgbImage;
 
 /// Fewest tokens worth sharing: one step of the score kernel.
 pub const WORTH_SHARING: usize = 16;
@@ -170,14 +173,35 @@ pub fn digest(image: &Patches) -> Result<PictureDigest> {
     for pick in picks {
         hasher.update(&pick.to_le_bytes());
     }
-    let values = image.pixels.flatten_all()?.to_vec1::<f32>()?;
     let mut block = Vec::with_capacity(1 << 16);
-    for values in values.chunks(1 << 14) {
-        block.clear();
-        block.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        hasher.update(&block);
-    }
+    with_values(image, |values| {
+        for values in values.chunks(1 << 14) {
+            block.clear();
+            block.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+            hasher.update(&block);
+        }
+    })?;
     Ok(*hasher.finalize().as_bytes())
+}
+
+/// Where the values of a picture lie: equal for two pictures that live at one time only if they share them.
+///
+/// # Errors
+/// When the values cannot be read.
+pub(super) fn place(image: &Patches) -> Result<Option<(usize, usize)>> {
+    let shared = image.pixels.device().is_cpu() && image.pixels.is_contiguous();
+    Ok(if shared { Some(with_values(image, |values| (values.as_ptr() as usize, values.len()))?) } else { None })
+}
+
+fn with_values<R>(image: &Patches, work: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    if image.pixels.is_contiguous()
+        && let (storage, layout) = image.pixels.storage_and_layout()
+        && let Storage::Cpu(cpu) = &*storage
+    {
+        let start = layout.start_offset();
+        return Ok(work(&cpu.as_slice::<f32>()?[start..start + image.pixels.elem_count()]));
+    }
+    Ok(work(&image.pixels.flatten_all()?.to_vec1::<f32>()?))
 }
 
 /// What was computed and what was there already, since the model was loaded.
@@ -206,6 +230,9 @@ struct Kept {
     bytes: usize,
     clock: u64,
     pictures: BTreeMap<PictureDigest, Picture>,
+    /// Pictures as processed, by the digests of their bytes, and the bytes that they take.
+    processed: BTreeMap<PictureDigest, (Patches, u64)>,
+    processed_bytes: usize,
     nodes: BTreeMap<u64, Node>,
 }
 
@@ -243,7 +270,41 @@ impl Prefixes {
 
     /// Bytes that are kept.
     pub fn bytes(&self) -> usize {
-        self.lock().bytes
+        let kept = self.lock();
+        kept.bytes + kept.processed_bytes
+    }
+
+    /// What of the budget processed pictures may take.
+    fn share_of_processed(&self) -> usize {
+        self.budget / 8
+    }
+
+    fn share_of_computed(&self) -> usize {
+        self.budget - self.share_of_processed()
+    }
+
+    /// A processed picture: what is kept of equal bytes, else what `process` makes of them. Its tensor is one of its own over
+    /// shared values.
+    pub(super) fn processed(&self, image: &RgbImage, process: impl FnOnce() -> Result<Patches>) -> Result<Patches> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&image.width().to_le_bytes()).update(image.as_raw());
+        let key = *hasher.finalize().as_bytes();
+        let mut kept = self.lock();
+        let now = kept.tick();
+        if let Some((patches, used)) = kept.processed.get_mut(&key) {
+            *used = now;
+            return Ok(Patches { pixels: patches.pixels.reshape(patches.pixels.shape())?, ..patches.clone() });
+        }
+        drop(kept);
+        let patches = process()?;
+        let bytes = patches.pixels.elem_count() * size_of::<f32>();
+        let mut kept = self.lock();
+        if bytes <= self.share_of_processed() && !kept.processed.contains_key(&key) {
+            kept.processed.insert(key, (patches.clone(), now));
+            kept.processed_bytes += bytes;
+            kept.shrink_processed(self.share_of_processed());
+        }
+        Ok(patches)
     }
 
     /// What was computed and what was there.
@@ -277,13 +338,13 @@ impl Prefixes {
     /// Keeps the rows of a picture.
     pub(super) fn keep_picture(&self, digest: PictureDigest, rows: &Arc<Vec<f32>>) {
         let (mut kept, bytes) = (self.lock(), rows.len() * size_of::<f32>());
-        if bytes > self.budget || kept.pictures.contains_key(&digest) {
+        if bytes > self.share_of_computed() || kept.pictures.contains_key(&digest) {
             return;
         }
         let used = kept.tick();
         kept.pictures.insert(digest, Picture { rows: rows.clone(), used });
         kept.bytes += bytes;
-        kept.shrink(self.budget);
+        kept.shrink(self.share_of_computed());
     }
 
     /// The longest kept chain that begins as the track does, of `most` tokens at most; an empty one where none is worth it.
@@ -313,7 +374,7 @@ impl Prefixes {
         // The root may have been thrown out meanwhile; its stretches, alive through this chain, would not be counted.
         let rooted =
             root.node.is_none_or(|node| kept.nodes.contains_key(&node)) && (root.tokens == 0) == root.node.is_none();
-        if !rooted || bytes > self.budget || stretch.len() < WORTH_SHARING {
+        if !rooted || bytes > self.share_of_computed() || stretch.len() < WORTH_SHARING {
             return chain;
         }
         let (id, parent) = (kept.tick(), root.node);
@@ -324,7 +385,7 @@ impl Prefixes {
         kept.nodes
             .insert(id, Node { track: track.clone(), chain: chain.clone(), parent, children: 0, bytes, used: id });
         kept.bytes += bytes;
-        kept.shrink(self.budget);
+        kept.shrink(self.share_of_computed());
         chain
     }
 }
@@ -351,6 +412,14 @@ impl Kept {
                 }
                 (_, None) => return,
             }
+        }
+    }
+
+    fn shrink_processed(&mut self, budget: usize) {
+        while self.processed_bytes > budget {
+            let oldest = self.processed.iter().map(|(key, (_, used))| (*used, *key)).min();
+            let Some(gone) = oldest.and_then(|(_, key)| self.processed.remove(&key)) else { return };
+            self.processed_bytes -= gone.0.pixels.elem_count() * size_of::<f32>();
         }
     }
 
