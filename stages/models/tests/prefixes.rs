@@ -223,3 +223,18 @@ fn a_picture_that_differs_in_one_value_is_another() {
         assert_eq!(vlm.prefix_counts().pictures_encoded, 2, "{name}");
     }
 }
+
+#[test]
+fn equal_pictures_are_processed_alike_into_tensors_of_their_own() {
+    for (name, vlm) in families() {
+        let fresh = vlm.assets().processor.process(&picture(1)).unwrap();
+        let prompts = [ask(&vlm, &[1], "Once."), ask(&vlm, &[1], "Again."), ask(&load(name, 0), &[1], "Elsewhere.")];
+        let values = |pixels: &Tensor| pixels.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for prompt in &prompts {
+            assert_eq!(values(&prompt.images[0].pixels), values(&fresh.pixels), "{name}");
+            assert_eq!(prompt.images[0].pixels.dims(), fresh.pixels.dims(), "{name}");
+        }
+        // Training tells pictures apart by their tensors: what happens to be kept must not decide what it sums together.
+        assert_ne!(prompts[0].images[0].pixels.id(), prompts[1].images[0].pixels.id(), "{name}");
+    }
+}
