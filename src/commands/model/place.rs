@@ -4,8 +4,6 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mpcc_engine::plan::hub_snapshot;
-use mpcc_stages::models::DType;
-use mpcc_stages::models::device::DeviceChoice;
 use mpcc_stages::models::image::{self, RgbImage};
 use mpcc_stages::models::vlm::{LoadOptions, Vlm};
 
@@ -71,7 +69,7 @@ pub(super) fn threads(args: &PlaceArgs) -> usize {
 /// Loads a model on the CPU; the seconds that it took.
 pub(super) fn load(dir: &Path, args: &PlaceArgs) -> Result<(Vlm, f64), Failure> {
     let started = Instant::now();
-    let options = LoadOptions { threads: threads(args), dtype: DType::F32, device: DeviceChoice::Cpu };
+    let options = LoadOptions { threads: threads(args), ..LoadOptions::default() };
     let vlm = Vlm::load(dir, &options)?;
     Ok((vlm, started.elapsed().as_secs_f64()))
 }

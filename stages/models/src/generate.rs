@@ -1,7 +1,8 @@
 //! Answers: batched generation with cached keys and values.
 //!
 //! A request is one prompt and any number of seeds; the prompt and its pictures are encoded once, and every sample's rows attend to that
-//! one copy behind which only their own tail is stored. Rows of all requests decode together; a row that ends leaves the batch,
+//! one copy behind which only their own tail is stored. Prompts that begin alike (one picture, many questions) share that beginning
+//! too, within a call and between calls ([`crate::vlm::prefix`]). Rows of all requests decode together; a row that ends leaves the batch,
 //! and waiting requests take the room. What a row answers depends on its prompt, sampling and seed alone, never on its batch,
 //! because every kernel's result for a row does not (see [`crate::kernel`]) and each row has its own random stream.
 //!
@@ -14,6 +15,7 @@ use crate::error::{ModelError, Result};
 use crate::sample::Sampler;
 use crate::vlm::infer::{Inference, Lane};
 use crate::vlm::prefill::Prefilled;
+use crate::vlm::prefix::Prefixes;
 use crate::vlm::{Config, Prompt, Vlm};
 
 pub use crate::sample::Sampling;
@@ -95,8 +97,9 @@ impl Vlm {
         }
         self.weights().with_slices(|slices| {
             let inference = Inference::new(self.config(), slices, self.threads())?;
+            let prefixes = self.prefixes();
             let (rows, lanes, open) = (vec![], vec![], vec![]);
-            let batch = Batch { vlm: self, inference, requests, watch, rows, lanes, open, next: 0, cost: 0 };
+            let batch = Batch { vlm: self, inference, prefixes, requests, watch, rows, lanes, open, next: 0, cost: 0 };
             batch.run(done)
         })
     }
@@ -133,6 +136,7 @@ struct Open {
 struct Batch<'a> {
     vlm: &'a Vlm,
     inference: Inference<'a>,
+    prefixes: Arc<Prefixes>,
     requests: &'a [GenerateRequest],
     watch: &'a mut dyn Watch,
     rows: Vec<Row>,
@@ -189,7 +193,7 @@ impl Batch<'_> {
         if let Some(empty) = prompts.iter().position(|prompt| prompt.ids.is_empty()) {
             return Err(ModelError::Prompt(format!("request {} has an empty prompt", admitted[empty])));
         }
-        let prefilled = self.vlm.in_pool(|| self.inference.prefill(&prompts))?;
+        let prefilled = self.vlm.in_pool(|| self.inference.prefill(&prompts, &self.prefixes))?;
         for (&index, prefilled) in admitted.iter().zip(prefilled) {
             self.open_request(index, &prefilled)?;
         }
@@ -211,7 +215,7 @@ impl Batch<'_> {
                 continue;
             }
             self.rows.push(row);
-            self.lanes.push(Lane::new(vec![prefilled.stretch.clone()], self.vlm.config(), limit));
+            self.lanes.push(Lane::new(prefilled.context.clone(), self.vlm.config(), limit));
         }
         Ok(())
     }

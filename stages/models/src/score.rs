@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use crate::error::{ModelError, Result};
-use crate::kernel::attend::Stretch;
 use crate::kernel::rows::log_sum_exp;
 use crate::vlm::infer::{Inference, Lane};
 use crate::vlm::prefill::{Prefilled, ROWS_AT_ONCE};
+use crate::vlm::prefix::{Part, Prefixes};
 use crate::vlm::{Prompt, Vlm};
 
 /// Continuations to weigh against each other.
@@ -30,7 +30,8 @@ impl Vlm {
     /// When a prompt does not fit the model or a token is outside the vocabulary.
     pub fn score(&self, requests: &[ScoreRequest]) -> Result<Vec<Vec<f64>>> {
         self.weights().with_slices(|slices| {
-            let scorer = Scorer { inference: Inference::new(self.config(), slices, self.threads())? };
+            let inference = Inference::new(self.config(), slices, self.threads())?;
+            let scorer = Scorer { inference, prefixes: self.prefixes() };
             let mut scores = Vec::with_capacity(requests.len());
             for group in groups(requests) {
                 scores.extend(self.in_pool(|| scorer.group(group))?);
@@ -59,13 +60,14 @@ fn groups(requests: &[ScoreRequest]) -> Vec<&[ScoreRequest]> {
 
 /// A branch: what it hangs on and the hidden row before its first token.
 struct Root {
-    context: Vec<Arc<Stretch>>,
+    context: Vec<Part>,
     before: Arc<Vec<f32>>,
     position: u32,
 }
 
 struct Scorer<'a> {
     inference: Inference<'a>,
+    prefixes: Arc<Prefixes>,
 }
 
 impl Scorer<'_> {
@@ -74,7 +76,7 @@ impl Scorer<'_> {
             return Err(ModelError::Prompt("a request to score has an empty prompt".into()));
         }
         let prompts: Vec<&Arc<Prompt>> = requests.iter().map(|request| &request.prompt).collect();
-        let roots = self.roots(requests, self.inference.prefill(&prompts)?)?;
+        let roots = self.roots(requests, self.inference.prefill(&prompts, &self.prefixes)?)?;
         let branches: Vec<(&Root, &[u32])> = requests
             .iter()
             .zip(&roots)
@@ -90,7 +92,7 @@ impl Scorer<'_> {
             .iter()
             .zip(prefilled)
             .map(|(request, done)| Root {
-                context: vec![done.stretch],
+                context: done.context,
                 before: done.last,
                 position: request.prompt.next_position(),
             })
@@ -106,7 +108,7 @@ impl Scorer<'_> {
             let root = &mut roots[index];
             root.before = Arc::new(hidden[(end - 1) * width..end * width].to_vec());
             root.position += count as u32;
-            root.context.push(Arc::new(lane.own));
+            root.context.push(Part { tokens: lane.own.len(), stretch: Arc::new(lane.own) });
         }
         Ok(roots)
     }

@@ -5,6 +5,8 @@
 //! and split on writing. A frozen weight is handed out detached, so that no gradient is computed for it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Storage, StorageRef, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
@@ -154,6 +156,8 @@ pub struct Weights {
     specs: Vec<WeightSpec>,
     /// What is added to some weights; then nothing else is trained.
     adapter: Option<Adapter>,
+    /// Shared with all that share variables.
+    lent: Arc<AtomicBool>,
 }
 
 impl Weights {
@@ -193,7 +197,7 @@ impl Weights {
         for spec in specs.iter().filter(|spec| !spec.kept) {
             vars.insert(spec.name.clone(), Var::from_tensor(&make(spec)?)?);
         }
-        Ok(Weights { vars, kept: BTreeMap::new(), specs, adapter: None })
+        Ok(Weights { vars, kept: BTreeMap::new(), specs, adapter: None, lent: Arc::default() })
     }
 
     /// A copy that shares no memory with this one, such as the reference policy of a training.
@@ -204,7 +208,7 @@ impl Weights {
         let copy = |(name, var): (&String, &Var)| Ok((name.clone(), Var::from_tensor(&var.as_tensor().copy()?)?));
         let vars = self.vars.iter().map(copy).collect::<Result<_>>()?;
         let adapter = self.adapter.as_ref().map(Adapter::deep_copy).transpose()?;
-        Ok(Weights { vars, kept: self.kept.clone(), specs: self.specs.clone(), adapter })
+        Ok(Weights { vars, kept: self.kept.clone(), specs: self.specs.clone(), adapter, lent: Arc::default() })
     }
 
     /// A weight; detached, so that no gradient flows to it, where it is frozen.
@@ -243,7 +247,7 @@ impl Weights {
     pub fn merged(&self) -> Result<Weights> {
         let merge = |name: &String| Ok((name.clone(), Var::from_tensor(&self.get(name, true)?.copy()?)?));
         let vars = self.vars.keys().map(merge).collect::<Result<_>>()?;
-        Ok(Weights { vars, kept: self.kept.clone(), specs: self.specs.clone(), adapter: None })
+        Ok(Weights { vars, kept: self.kept.clone(), specs: self.specs.clone(), adapter: None, lent: Arc::default() })
     }
 
     /// How the weights are made of tensors on disk.
@@ -253,11 +257,19 @@ impl Weights {
 
     /// The variables whose values decide the model beside what it started from: the adapter's, else all.
     pub fn state(&self) -> BTreeMap<String, Var> {
+        self.lent.store(true, Ordering::Relaxed);
         self.adapter.as_ref().map_or_else(|| self.vars.clone(), Adapter::vars)
+    }
+
+    /// Whether variables were ever handed out, here or from weights that share them: whoever has them may change them at any time, so
+    /// that nothing computed with the weights may be kept.
+    pub fn lent(&self) -> bool {
+        self.lent.load(Ordering::Relaxed)
     }
 
     /// All variables by name.
     pub fn vars(&self) -> &BTreeMap<String, Var> {
+        self.lent.store(true, Ordering::Relaxed);
         &self.vars
     }
 

@@ -42,7 +42,7 @@ pub fn load_local(ctx: &Context, model: &ModelInput) -> Result<Vlm, StageError> 
         Some(device) => (DeviceChoice::Cuda(*device), dtype(model)?),
         None => (DeviceChoice::Cpu, DType::F32),
     };
-    let options = LoadOptions { threads: ctx.threads, dtype, device };
+    let options = LoadOptions { threads: ctx.threads, dtype, device, ..LoadOptions::default() };
     Vlm::load(dir, &options).map_err(model_error)
 }
 

@@ -10,7 +10,7 @@ pub(super) struct Cutter {
     /// How often each channel is repeated (frames of a still picture).
     pub(super) repeat: usize,
     /// What each byte becomes in each channel.
-    pub(super) tables: [Vec<f32>; 3],
+    pub(super) tables: [Box<[f32; 256]>; 3],
 }
 
 impl Cutter {
@@ -22,12 +22,13 @@ impl Cutter {
     /// Appends the patches at `places`, (row, column) in patches, to `pixels`.
     pub(super) fn cut(&self, image: &RgbImage, places: impl Iterator<Item = (usize, usize)>, pixels: &mut Vec<f32>) {
         let p = self.patch;
+        let (bytes, line) = (image.as_raw(), 3 * image.width() as usize);
         for (row, column) in places {
             for (channel, table) in self.tables.iter().enumerate() {
                 let start = pixels.len();
                 for y in row * p..(row + 1) * p {
-                    let line = (column * p..(column + 1) * p).map(|x| image.get_pixel(x as u32, y as u32)[channel]);
-                    pixels.extend(line.map(|byte| table[byte as usize]));
+                    let row = &bytes[y * line + 3 * column * p..][..3 * p];
+                    pixels.extend(row.chunks_exact(3).map(|pixel| table[pixel[channel] as usize]));
                 }
                 for _ in 1..self.repeat {
                     pixels.extend_from_within(start..start + p * p);
@@ -38,7 +39,7 @@ impl Cutter {
 }
 
 /// What each byte becomes in each channel.
-pub(super) fn value_tables(rescale: Option<f64>, normalise: Option<([f64; 3], [f64; 3])>) -> [Vec<f32>; 3] {
+pub(super) fn value_tables(rescale: Option<f64>, normalise: Option<([f64; 3], [f64; 3])>) -> [Box<[f32; 256]>; 3] {
     [0, 1, 2].map(|channel| {
         let value = |byte: u32| {
             let scaled = (f64::from(byte) * rescale.unwrap_or(1.0)) as f32;
@@ -47,7 +48,7 @@ pub(super) fn value_tables(rescale: Option<f64>, normalise: Option<([f64; 3], [f
                 None => scaled,
             }
         };
-        (0..256).map(value).collect()
+        Box::new(std::array::from_fn(|byte| value(byte as u32)))
     })
 }
 

@@ -1,7 +1,10 @@
 //! Pillow's bicubic filter, bit for bit: separable, antialiased, a = -0.5, weights in 22-bit fixed point, 8-bit between the passes.
 //! Torchvision's is the same on fewer bits, as many as let the largest weight fit 16, and its passes have a fixed order.
+//! Sums are whole numbers, so that their order is free.
 
 use image::RgbImage;
+
+use crate::kernel::lanes::wide;
 
 /// Whose bicubic filter. Where contrasts are hard, the two differ by some grey levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,12 +71,15 @@ fn taps(source: usize, target: usize, filter: Filter) -> Taps {
 }
 
 impl Taps {
-    fn weigh(&self, index: u32, pixel: impl Fn(usize) -> u8) -> u8 {
-        let tap = &self.taps[index as usize];
-        let half = 1i32 << (self.precision - 1);
-        let sum = tap.weights.iter().enumerate().fold(half, |sum, (i, w)| sum + i32::from(pixel(tap.start + i)) * w);
-        (sum >> self.precision).clamp(0, 255) as u8
+    /// What the sums of weighted bytes begin with: a half, so that dropping the fraction rounds.
+    fn half(&self) -> i32 {
+        1 << (self.precision - 1)
     }
+}
+
+#[inline(always)]
+fn byte(sum: i32, precision: u32) -> u8 {
+    (sum >> precision).clamp(0, 255) as u8
 }
 
 /// A picture of another size, by either filter.
@@ -102,9 +108,12 @@ fn horizontal(image: &RgbImage, width: u32, filter: Filter) -> RgbImage {
         return image.clone();
     }
     let taps = taps(image.width() as usize, width as usize, filter);
-    RgbImage::from_fn(width, image.height(), |x, y| {
-        image::Rgb([0, 1, 2].map(|c| taps.weigh(x, |at| image.get_pixel(at as u32, y)[c])))
-    })
+    let mut out = RgbImage::new(width, image.height());
+    let (from, to) = (3 * image.width() as usize, 3 * width as usize);
+    for (line, out) in image.as_raw().chunks_exact(from).zip(out.chunks_exact_mut(to)) {
+        weigh_pixels(line, &taps, out);
+    }
+    out
 }
 
 fn vertical(image: &RgbImage, height: u32, filter: Filter) -> RgbImage {
@@ -112,9 +121,43 @@ fn vertical(image: &RgbImage, height: u32, filter: Filter) -> RgbImage {
         return image.clone();
     }
     let taps = taps(image.height() as usize, height as usize, filter);
-    RgbImage::from_fn(image.width(), height, |x, y| {
-        image::Rgb([0, 1, 2].map(|c| taps.weigh(y, |at| image.get_pixel(x, at as u32)[c])))
-    })
+    let mut out = RgbImage::new(image.width(), height);
+    let size = 3 * image.width() as usize;
+    let mut sums = vec![0; size];
+    for (tap, out) in taps.taps.iter().zip(out.chunks_exact_mut(size)) {
+        sums.fill(taps.half());
+        weigh_lines(&image.as_raw()[tap.start * size..], tap, taps.precision, &mut sums, out);
+    }
+    out
+}
+
+wide! {
+    fn weigh_pixels(line: &[u8], taps: &Taps, out: &mut [u8]) {
+        for (tap, out) in taps.taps.iter().zip(out.chunks_exact_mut(3)) {
+            let mut sums = [taps.half(); 3];
+            for (pixel, weight) in line[3 * tap.start..].chunks_exact(3).zip(&tap.weights) {
+                for (sum, value) in sums.iter_mut().zip(pixel) {
+                    *sum += i32::from(*value) * weight;
+                }
+            }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = byte(sum, taps.precision);
+            }
+        }
+    }
+}
+
+wide! {
+    fn weigh_lines(lines: &[u8], tap: &Tap, precision: u32, sums: &mut [i32], out: &mut [u8]) {
+        for (line, weight) in lines.chunks_exact(sums.len()).zip(&tap.weights) {
+            for (sum, value) in sums.iter_mut().zip(line) {
+                *sum += i32::from(*value) * weight;
+            }
+        }
+        for (out, sum) in out.iter_mut().zip(sums.iter()) {
+            *out = byte(*sum, precision);
+        }
+    }
 }
 
 #[cfg(test)]

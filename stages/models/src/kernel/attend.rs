@@ -45,6 +45,11 @@ impl Stretch {
         self.len == 0
     }
 
+    /// Bytes that the keys and values take.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(|kv| (kv.keys.len() + kv.values.len()) * size_of::<f32>()).sum()
+    }
+
     /// Counts tokens that every layer has got.
     pub fn advance(&mut self, tokens: usize) {
         self.len += tokens;

@@ -4,11 +4,10 @@
 //! stretches, and returns their hidden rows. All rows of all lanes pass the matrices together; by the kernels' rules each row's
 //! result is the same in any company.
 
-use std::sync::Arc;
-
 use rayon::prelude::*;
 
 use super::family::{Config, Tower};
+use super::prefix::Part;
 use super::text::{Angles, TextConfig, TextRope};
 use super::vision::Plain;
 use crate::error::{ModelError, Result};
@@ -23,14 +22,14 @@ use crate::weights::Slices;
 #[derive(Debug)]
 pub struct Lane {
     /// Earlier stretches, in order, shared with other lanes.
-    pub context: Vec<Arc<Stretch>>,
+    pub context: Vec<Part>,
     /// The stretch that the new tokens join.
     pub own: Stretch,
 }
 
 impl Lane {
     /// A lane behind `context` with room for `tokens` tokens of its own.
-    pub fn new(context: Vec<Arc<Stretch>>, config: &Config, tokens: usize) -> Lane {
+    pub fn new(context: Vec<Part>, config: &Config, tokens: usize) -> Lane {
         let text = config.text();
         Lane { context, own: Stretch::with_capacity(text.layers, text.heads, tokens) }
     }
@@ -206,7 +205,7 @@ impl<'a> Inference<'a> {
         let window = self.text.window(index);
         let gather = |scratch: &mut Vec<f32>, ((row, out), place): (RowPair<'_>, &(usize, usize))| {
             let lane = &lanes[place.0];
-            let earlier = lane.context.iter().map(|stretch| Seen { stretch, from: 0, tokens: stretch.len() });
+            let earlier = lane.context.iter().map(|part| Seen { stretch: &part.stretch, from: 0, tokens: part.tokens });
             let own = Seen { stretch: &lane.own, from: 0, tokens: lane.own.len() + place.1 + 1 };
             let mut seen: Vec<Seen<'_>> = earlier.chain(std::iter::once(own)).collect();
             if let Some(window) = window {

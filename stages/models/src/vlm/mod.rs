@@ -8,6 +8,7 @@
 //! | [`text`], [`vision`] | what they share: the language model, the blocks of towers and their two engines |
 //! | [`model`] | tower and language model together, differentiable |
 //! | [`infer`], [`prefill`] | the same on plain rows with cached keys and values, without gradients |
+//! | [`prefix`] | what is kept between requests |
 //! | [`prompt`] | conversations and pictures to tokens |
 
 pub mod family;
@@ -16,6 +17,7 @@ pub mod internvl;
 pub mod llava_next;
 pub mod model;
 pub mod prefill;
+pub mod prefix;
 pub mod prompt;
 pub mod qwen;
 mod section;
@@ -38,11 +40,16 @@ use crate::image::Processor;
 use crate::lora::{Adapter, LoraConfig};
 use crate::tokenizer::TextTokenizer;
 use crate::weights::Weights;
+use prefix::Prefixes;
 
 pub use family::Config;
 pub use model::{Model, Packed, Trainable};
+pub use prefix::PrefixCounts;
 pub use prompt::Prompt;
 pub use text::TextConfig;
+
+/// Default of [`LoadOptions::kept_bytes`]: some 20,000 tokens of a model of 141 million parameters.
+const KEPT_BYTES: usize = 256 << 20;
 
 /// How a model is brought into memory.
 #[derive(Debug, Clone, Copy)]
@@ -53,11 +60,13 @@ pub struct LoadOptions {
     pub dtype: DType,
     /// Where the weights live.
     pub device: DeviceChoice,
+    /// Bytes of encoded pictures and of keys and values that the model keeps for later requests; results do not depend on it.
+    pub kept_bytes: usize,
 }
 
 impl Default for LoadOptions {
     fn default() -> LoadOptions {
-        LoadOptions { threads: 1, dtype: DType::F32, device: DeviceChoice::Cpu }
+        LoadOptions { threads: 1, dtype: DType::F32, device: DeviceChoice::Cpu, kept_bytes: KEPT_BYTES }
     }
 }
 
@@ -114,6 +123,8 @@ pub struct Vlm {
     /// Tokens before and behind those of a picture, where the family frames them.
     frame: Option<[u32; 2]>,
     pool: Arc<ThreadPool>,
+    /// Valid for `weights` as they are.
+    prefixes: Arc<Prefixes>,
 }
 
 impl Vlm {
@@ -150,7 +161,8 @@ impl Vlm {
             .num_threads(options.threads.max(1))
             .build()
             .map_err(|error| ModelError::Setting(format!("{} threads: {error}", options.threads)))?;
-        Ok(Vlm { config, weights, model, assets, frame, pool: Arc::new(pool) })
+        let prefixes = Arc::new(Prefixes::new(options.kept_bytes));
+        Ok(Vlm { config, weights, model, assets, frame, pool: Arc::new(pool), prefixes })
     }
 
     /// Writes the model as a directory that transformers loads.
@@ -202,8 +214,7 @@ impl Vlm {
     /// When there is no room for the weights.
     pub fn deep_copy(&self) -> Result<Vlm> {
         let weights = self.weights.deep_copy()?;
-        let model = Model::new(&self.config, &weights, Trainable::Nothing)?;
-        Ok(Vlm { weights, model, ..self.clone() })
+        self.over(weights)
     }
 
     /// The same model, its weights shared, under a new adapter that changes nothing yet; training then changes the adapter alone.
@@ -224,13 +235,19 @@ impl Vlm {
         self.under(Adapter::read(dir, self.weights.specs(), head.dtype(), head.device())?)
     }
 
+    /// The same model over other weights, with nothing kept of the old ones.
+    fn over(&self, weights: Weights) -> Result<Vlm> {
+        let model = Model::new(&self.config, &weights, Trainable::Nothing)?;
+        let prefixes = Arc::new(Prefixes::new(self.prefixes.budget()));
+        Ok(Vlm { weights, model, prefixes, ..self.clone() })
+    }
+
     fn under(&self, adapter: Adapter) -> Result<Vlm> {
         if self.weights.adapter().is_some() {
             return Err(ModelError::Setting("the model has an adapter already: merge it first".into()));
         }
         let weights = self.weights.adapted(adapter);
-        let model = Model::new(&self.config, &weights, Trainable::Nothing)?;
-        Ok(Vlm { weights, model, ..self.clone() })
+        self.over(weights)
     }
 
     /// The model with its adapter, as it stands now, merged into weights of its own.
@@ -239,8 +256,7 @@ impl Vlm {
     /// When there is no room for the weights.
     pub fn merged(&self) -> Result<Vlm> {
         let weights = self.weights.merged()?;
-        let model = Model::new(&self.config, &weights, Trainable::Nothing)?;
-        Ok(Vlm { weights, model, ..self.clone() })
+        self.over(weights)
     }
 
     /// The architecture over the model's weights, for inference: no gradient flows. Under an adapter it shows the weights as
@@ -306,6 +322,24 @@ impl Vlm {
     /// Runs work in the model's own threads; on the caller's where there is only one.
     pub(crate) fn in_pool<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         if self.threads() == 1 { work() } else { self.pool.install(work) }
+    }
+
+    /// What a call may reuse and add to: what the model keeps, or nothing where somebody may change the weights.
+    pub(crate) fn prefixes(&self) -> Arc<Prefixes> {
+        match self.weights.lent() {
+            false => self.prefixes.clone(),
+            true => Arc::new(self.prefixes.keeping_nothing()),
+        }
+    }
+
+    /// How often pictures passed the vision tower and tokens of prompts the language model, and how often they did not have to.
+    pub fn prefix_counts(&self) -> PrefixCounts {
+        self.prefixes.counts()
+    }
+
+    /// Bytes that the model keeps for later requests.
+    pub fn kept_bytes(&self) -> usize {
+        self.prefixes.bytes()
     }
 
     /// The model's own threads.

@@ -1,11 +1,15 @@
-//! Prompts into cached keys and values, each distinct prompt and each distinct picture once.
+//! Prompts into cached keys and values: each distinct picture once, and once what prompts have in common.
+//!
+//! A call looks up what is kept of each prompt ([`super::prefix`]), then which of its prompts begin alike: their common beginning, a
+//! trunk, is computed once, and then all rests together, each behind its trunk.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::infer::{Inference, Lane};
+use super::prefix::{Chain, Part, PictureDigest, PrefixCounts, Prefixes, Track, WORTH_SHARING, digest, place};
 use crate::error::Result;
 use crate::image::Patches;
-use crate::kernel::attend::Stretch;
 use crate::vlm::Prompt;
 
 /// Rows that pass the matrices together; bounds the size of the buffers.
@@ -17,17 +21,79 @@ const PATCHES_AT_ONCE: usize = 4096;
 #[derive(Debug, Clone)]
 pub struct Prefilled {
     /// Its keys and values.
-    pub stretch: Arc<Stretch>,
+    pub context: Vec<Part>,
     /// The hidden row of its last token, from which the next token follows.
     pub last: Arc<Vec<f32>>,
 }
 
+/// A prompt with what decides its keys and values.
+struct Asked<'p> {
+    prompt: &'p Prompt,
+    track: Track,
+}
+
+/// A beginning that several prompts of one call have in common.
+struct Trunk {
+    members: Vec<usize>,
+    tokens: usize,
+}
+
+/// The tokens of a prompt from the end of `root` to `until`, to be computed.
+struct Job<'a> {
+    asked: &'a Asked<'a>,
+    root: Chain,
+    until: usize,
+}
+
+impl Asked<'_> {
+    fn len(&self) -> usize {
+        self.track.len()
+    }
+}
+
+impl<'a> Job<'a> {
+    fn len(&self) -> usize {
+        self.until - self.root.tokens
+    }
+
+    /// The pictures among the job's tokens.
+    fn pictures(&self) -> impl Iterator<Item = (PictureDigest, &'a Patches)> {
+        let range = self.root.tokens..self.until;
+        let shown = self.asked.track.pictures().iter().zip(&self.asked.prompt.images);
+        shown.filter(move |(shown, _)| range.contains(&shown.start)).map(|(shown, image)| (shown.digest, image))
+    }
+}
+
+/// What one call has done so far.
+struct Work<'p> {
+    prefixes: &'p Prefixes,
+    pictures: BTreeMap<PictureDigest, Arc<Vec<f32>>>,
+    encoded: usize,
+    computed: usize,
+}
+
+impl Work<'_> {
+    fn count(&self, asked: &[Asked<'_>]) {
+        let shown: usize = asked.iter().map(|one| one.track.pictures().len()).sum();
+        let tokens: usize = asked.iter().map(Asked::len).sum();
+        self.prefixes.count(&PrefixCounts {
+            pictures_encoded: self.encoded as u64,
+            pictures_reused: shown.saturating_sub(self.encoded) as u64,
+            tokens_computed: self.computed as u64,
+            tokens_reused: tokens.saturating_sub(self.computed) as u64,
+        });
+    }
+}
+
+/// What a job yields: the chain up to its end, and the hidden row of its last token.
+type Ended = (Chain, Arc<Vec<f32>>);
+
 impl Inference<'_> {
-    /// Prefills prompts; the same `Arc` given twice is computed once.
+    /// Prefills prompts; none may be empty. The same `Arc` given twice is computed once.
     ///
     /// # Errors
     /// When a prompt does not fit the model.
-    pub fn prefill(&self, prompts: &[&Arc<Prompt>]) -> Result<Vec<Prefilled>> {
+    pub fn prefill(&self, prompts: &[&Arc<Prompt>], prefixes: &Prefixes) -> Result<Vec<Prefilled>> {
         let mut distinct: Vec<&Arc<Prompt>> = Vec::new();
         let mut index = Vec::with_capacity(prompts.len());
         for prompt in prompts {
@@ -37,77 +103,161 @@ impl Inference<'_> {
                 distinct.push(prompt);
             }
         }
-        let images = self.images(&distinct)?;
-        let (mut done, mut start) = (Vec::with_capacity(distinct.len()), 0);
-        while start < distinct.len() {
+        let asked = self.asked(&distinct)?;
+        let find = |one: &Asked<'_>| prefixes.find(&one.track, one.track.len().saturating_sub(1));
+        let mut roots: Vec<Chain> = asked.iter().map(find).collect();
+        let mut work = Work { prefixes, pictures: BTreeMap::new(), encoded: 0, computed: 0 };
+        self.grow_trunks(&asked, &mut roots, &mut work)?;
+        let whole = |(asked, root): (_, &Chain)| Job { asked, root: root.clone(), until: Asked::len(asked) };
+        let jobs: Vec<Job<'_>> = asked.iter().zip(&roots).map(whole).collect();
+        let done = self.run(&jobs, &mut work)?;
+        work.count(&asked);
+        let prefilled = |at: usize| Prefilled { context: done[at].0.parts.clone(), last: done[at].1.clone() };
+        Ok(index.into_iter().map(prefilled).collect())
+    }
+
+    /// Prompts with the digests of their pictures, each of which is read once.
+    fn asked<'p>(&self, prompts: &[&'p Arc<Prompt>]) -> Result<Vec<Asked<'p>>> {
+        let mut known = BTreeMap::new();
+        let mut digest_of = |image: &Patches| match place(image)? {
+            None => digest(image),
+            Some(place) => match known.get(&place) {
+                // The same values in another shape or order are another picture.
+                Some((grid, picks, digest)) if *grid == image.grid && *picks == image.picks => Ok(*digest),
+                _ => {
+                    let digest = digest(image)?;
+                    known.insert(place, (image.grid, image.picks.clone(), digest));
+                    Ok(digest)
+                }
+            },
+        };
+        let ask = |prompt: &&'p Arc<Prompt>| {
+            let digests: Vec<PictureDigest> = prompt.images.iter().map(&mut digest_of).collect::<Result<_>>()?;
+            Ok(Asked { prompt, track: Track::new(prompt, self.config.image_token_id(), &digests)? })
+        };
+        prompts.iter().map(ask).collect()
+    }
+
+    /// Computes the trunks of prompts that begin alike, and roots the prompts in them.
+    fn grow_trunks(&self, asked: &[Asked<'_>], roots: &mut [Chain], work: &mut Work<'_>) -> Result<()> {
+        let mut trunks = Vec::new();
+        let mut jobs = Vec::new();
+        for trunk in alike(asked) {
+            let longest = trunk.members.iter().max_by_key(|&&member| roots[member].tokens.min(trunk.tokens));
+            let Some(&head) = longest else { continue };
+            let root = roots[head].cut(trunk.tokens);
+            if trunk.members.len() > 1 && trunk.tokens >= root.tokens + WORTH_SHARING {
+                jobs.push(Job { asked: &asked[head], root, until: trunk.tokens });
+                trunks.push(trunk);
+            }
+        }
+        for (trunk, (chain, _)) in trunks.iter().zip(self.run(&jobs, work)?) {
+            for &member in &trunk.members {
+                if roots[member].tokens < chain.tokens {
+                    roots[member] = chain.clone();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes jobs, as many together as the buffers take.
+    fn run(&self, jobs: &[Job<'_>], work: &mut Work<'_>) -> Result<Vec<Ended>> {
+        self.see(jobs, work)?;
+        let (mut done, mut start) = (Vec::with_capacity(jobs.len()), 0);
+        while start < jobs.len() {
             let mut rows = 0;
-            let fits = distinct[start..].iter().take_while(|prompt| {
-                rows += prompt.ids.len();
+            let fits = jobs[start..].iter().take_while(|job| {
+                rows += job.len();
                 rows <= ROWS_AT_ONCE
             });
             let end = start + fits.count().max(1);
-            done.extend(self.prefill_group(&distinct[start..end], &images[start..end])?);
+            done.extend(self.run_together(&jobs[start..end], work)?);
             start = end;
         }
-        Ok(index.into_iter().map(|at| done[at].clone()).collect())
+        Ok(done)
     }
 
-    /// The picture rows of every prompt.
-    fn images(&self, prompts: &[&Arc<Prompt>]) -> Result<Vec<Vec<f32>>> {
-        let mut distinct: Vec<&Patches> = Vec::new();
-        let mut uses: Vec<Vec<usize>> = Vec::new();
-        for prompt in prompts {
-            let mut places = Vec::with_capacity(prompt.images.len());
-            for image in &prompt.images {
-                let known = distinct.iter().position(|other| other.pixels.id() == image.pixels.id());
-                places.push(known.unwrap_or(distinct.len()));
-                if known.is_none() {
-                    distinct.push(image);
-                }
+    /// Brings the pictures that jobs show to rows, unless they are there.
+    fn see(&self, jobs: &[Job<'_>], work: &mut Work<'_>) -> Result<()> {
+        let mut fresh: Vec<(PictureDigest, &Patches)> = Vec::new();
+        for (digest, image) in jobs.iter().flat_map(Job::pictures) {
+            if work.pictures.contains_key(&digest) || fresh.iter().any(|(seen, _)| *seen == digest) {
+                continue;
             }
-            uses.push(places);
+            match work.prefixes.picture(&digest) {
+                Some(rows) => drop(work.pictures.insert(digest, rows)),
+                None => fresh.push((digest, image)),
+            }
         }
-        let mut encoded: Vec<Vec<f32>> = Vec::with_capacity(distinct.len());
         let width = self.config.text().hidden_size;
         let mut next = 0;
-        while next < distinct.len() {
+        while next < fresh.len() {
             let mut patches = 0;
-            let fits = distinct[next..].iter().take_while(|image| {
+            let fits = fresh[next..].iter().take_while(|(_, image)| {
                 patches += image.len();
                 patches <= PATCHES_AT_ONCE
             });
-            let group = &distinct[next..next + fits.count().max(1)];
-            let rows = self.encode(group)?;
+            let group = &fresh[next..next + fits.count().max(1)];
+            let images: Vec<&Patches> = group.iter().map(|(_, image)| *image).collect();
+            let rows = self.encode(&images)?;
             let mut start = 0;
-            for image in group {
+            for (digest, image) in group {
                 let size = image.tokens * width;
-                encoded.push(rows[start..start + size].to_vec());
+                let own = Arc::new(rows[start..start + size].to_vec());
+                work.prefixes.keep_picture(*digest, &own);
+                work.pictures.insert(*digest, own);
                 start += size;
             }
             next += group.len();
         }
-        Ok(uses.into_iter().map(|list| list.into_iter().flat_map(|at| encoded[at].iter().copied()).collect()).collect())
+        work.encoded += fresh.len();
+        Ok(())
     }
 
-    fn prefill_group(&self, prompts: &[&Arc<Prompt>], images: &[Vec<f32>]) -> Result<Vec<Prefilled>> {
+    fn run_together(&self, jobs: &[Job<'_>], work: &mut Work<'_>) -> Result<Vec<Ended>> {
         let width = self.config.text().hidden_size;
-        let counts: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.len()).collect();
-        let mut lanes: Vec<Lane> = counts.iter().map(|&count| Lane::new(vec![], self.config, count)).collect();
+        let counts: Vec<usize> = jobs.iter().map(Job::len).collect();
         let mut positions: [Vec<u32>; 3] = Default::default();
-        let mut rows = Vec::new();
-        for (prompt, images) in prompts.iter().zip(images) {
-            self.embed(&prompt.ids, images, &mut rows)?;
+        let (mut rows, mut lanes) = (Vec::new(), Vec::with_capacity(jobs.len()));
+        for job in jobs {
+            let (range, prompt) = (job.root.tokens..job.until, job.asked.prompt);
+            let shown: Vec<f32> =
+                job.pictures().flat_map(|(digest, _)| work.pictures[&digest].iter().copied()).collect();
+            self.embed(&prompt.ids[range.clone()], &shown, &mut rows)?;
             for (all, own) in positions.iter_mut().zip(&prompt.positions) {
-                all.extend(own);
+                all.extend(&own[range.clone()]);
             }
+            lanes.push(Lane::new(job.root.parts.clone(), self.config, range.len()));
         }
         let hidden = self.extend(&mut lanes, &counts, rows, &positions);
         let mut end = 0;
-        let prefilled = lanes.into_iter().zip(counts).map(|(lane, count)| {
-            end += count;
+        let ended = lanes.into_iter().zip(jobs).map(|(lane, job)| {
+            end += job.len();
             let last = Arc::new(hidden[(end - 1) * width..end * width].to_vec());
-            Prefilled { stretch: Arc::new(lane.own), last }
+            (work.prefixes.keep(&job.asked.track, &job.root, &Arc::new(lane.own)), last)
         });
-        Ok(prefilled.collect())
+        let ended = ended.collect();
+        work.computed += counts.iter().sum::<usize>();
+        Ok(ended)
     }
+}
+
+/// The beginnings that prompts have in common, each prompt in one of them. A prompt joins the one with which it has most in common if
+/// that leaves at least half of it to the others.
+fn alike(asked: &[Asked<'_>]) -> Vec<Trunk> {
+    let mut trunks: Vec<Trunk> = Vec::new();
+    for (index, one) in asked.iter().enumerate() {
+        let most = one.track.len().saturating_sub(1);
+        let common = |trunk: &Trunk| one.track.common(&asked[trunk.members[0]].track).min(trunk.tokens).min(most);
+        let best = trunks.iter_mut().map(|trunk| (common(trunk), trunk)).max_by_key(|(tokens, _)| *tokens);
+        match best {
+            Some((tokens, trunk)) if tokens >= WORTH_SHARING && 2 * tokens >= trunk.tokens => {
+                trunk.members.push(index);
+                trunk.tokens = tokens;
+            }
+            _ => trunks.push(Trunk { members: vec![index], tokens: most }),
+        }
+    }
+    trunks
 }
