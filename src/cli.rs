@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::commands::ModelArgs;
+
 /// A declarative pipeline engine for vision-language research.
 #[derive(Debug, Parser)]
 #[command(name = "mpcc", version, propagate_version = true, arg_required_else_help = true, max_term_width = 110)]
@@ -134,6 +136,16 @@ Examples:
   mpcc cache push --remote s3://lab/mpcc      send what the last run used or made
   mpcc cache pull --remote s3://lab/mpcc      fetch everything that is there")]
     Cache(CacheArgs),
+    /// Check, ask, measure, rewrite and serve vision-language models.
+    #[command(after_help = "\
+A model is a folder in Hugging Face layout, or `org/name` or `org/name@revision`, looked up in the Hugging Face cache.
+
+Examples:
+  mpcc model check models/base                  is everything there, and does it answer?
+  mpcc model ask models/base --image cat.jpg \"What is on the sofa?\"
+  mpcc model bench Qwen/Qwen2.5-VL-3B-Instruct --prompt 512 --image 640x480 --decode 64
+  mpcc model serve models/base --port 8080      OpenAI's chat completions on the loopback")]
+    Model(ModelArgs),
     /// Print the JSON Schema of pipeline files, for editors.
     #[command(after_help = "\
 Examples:
@@ -595,9 +607,16 @@ mod tests {
     fn the_command_line_is_sound_and_every_command_has_examples() {
         let command = Cli::command();
         command.clone().debug_assert();
-        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+        let has_examples = |sub: &clap::Command, words: String| {
             let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains(&format!("mpcc {}", sub.get_name())), "`{}` has no examples", sub.get_name());
+            assert!(help.contains(&words), "`{words}` has no examples");
+        };
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+            has_examples(sub, format!("mpcc {}", sub.get_name()));
+        }
+        let model = command.find_subcommand("model").unwrap();
+        for sub in model.get_subcommands() {
+            has_examples(sub, format!("mpcc model {}", sub.get_name()));
         }
     }
 

@@ -89,6 +89,16 @@ impl From<StoreError> for Failure {
     }
 }
 
+impl From<mpcc_stages::models::ModelError> for Failure {
+    fn from(error: mpcc_stages::models::ModelError) -> Self {
+        use mpcc_stages::models::ModelError;
+        match error {
+            ModelError::Write { .. } | ModelError::Device(_) | ModelError::Tensor(_) => Self::machine(error),
+            _ => Self::wrong(error),
+        }
+    }
+}
+
 #[cfg(feature = "remote")]
 impl From<mpcc_engine::cache::remote::RemoteError> for Failure {
     fn from(error: mpcc_engine::cache::remote::RemoteError) -> Self {

@@ -2,6 +2,7 @@
 
 mod cli;
 mod house;
+mod model;
 mod mutations;
 mod pipelines;
 mod remote;
@@ -15,6 +16,7 @@ fn every_file_is_declared() {
     for (folder, list) in [
         (root.clone(), "main.rs"),
         (root.join("cli"), "mod.rs"),
+        (root.join("model"), "mod.rs"),
         (root.join("served"), "mod.rs"),
         (root.join("slurm"), "mod.rs"),
     ] {

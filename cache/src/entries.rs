@@ -164,7 +164,7 @@ impl Entries {
 
     /// Every entry, by recipe.
     pub(crate) fn all(&mut self) -> Result<Vec<EntryRecord>> {
-        self.refresh()?;
+        self.index.must_be_whole()?;
         Ok(self.index.iter().collect())
     }
 

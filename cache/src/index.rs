@@ -72,6 +72,8 @@ pub(crate) struct Index<R: Keyed> {
     dir: PathBuf,
     log: Log<R>,
     snapshot: Option<Snapshot<R>>,
+    /// A snapshot is there that is none: whoever would replace it could lose what it holds.
+    damaged: bool,
     tail: BTreeMap<R::Key, R>,
     looked: bool,
 }
@@ -102,7 +104,7 @@ impl<R: Keyed> Index<R> {
     /// The index below `dir`, nothing read yet. The directory is made with the first record.
     pub(crate) fn new(home: &Home, dir: PathBuf) -> Self {
         let log = Log::new(home.io.clone(), dir.clone(), &home.writer);
-        Self { home: home.clone(), dir, log, snapshot: None, tail: BTreeMap::new(), looked: false }
+        Self { home: home.clone(), dir, log, snapshot: None, damaged: false, tail: BTreeMap::new(), looked: false }
     }
 
     fn snapshot_path(&self) -> PathBuf {
@@ -138,6 +140,7 @@ impl<R: Keyed> Index<R> {
         let now = self.home.io.stat(&path)?;
         if now.as_ref() != self.snapshot.as_ref().map(Snapshot::stat) {
             self.snapshot = if now.is_some() { Snapshot::open(&self.home.io, &path)? } else { None };
+            self.damaged = now.is_some() && self.snapshot.is_none();
         }
         Ok(())
     }
@@ -210,7 +213,7 @@ impl<R: Keyed> Index<R> {
         if self.home.absorb == u64::MAX || self.dead_logs()?.is_empty() {
             return Ok(());
         }
-        let Some(_lock) = self.home.locks().try_take(&self.dir.join("absorb.lock"))? else { return Ok(()) };
+        let Some(lock) = self.home.locks().try_take(&self.dir.join("absorb.lock"))? else { return Ok(()) };
         // Somebody may have done it meanwhile.
         self.read()?;
         let dead = self.dead_logs()?;
@@ -219,7 +222,7 @@ impl<R: Keyed> Index<R> {
         }
         // Who was found dead wrote its last before it is read now.
         self.read()?;
-        self.place(self.iter())?;
+        self.place(self.iter(), &|| lock.is_own())?;
         dead.iter().try_for_each(|path| self.home.io.remove_file(path))?;
         self.tail.clear();
         self.log.forget();
@@ -227,7 +230,13 @@ impl<R: Keyed> Index<R> {
     }
 
     /// Puts a snapshot of `records` in the place of the one that is there.
-    fn place(&self, records: impl Iterator<Item = R> + Clone) -> Result<()> {
+    ///
+    /// # Errors
+    /// The one that is there is damaged, or `may` says no when all is written: somebody else is at it now.
+    fn place(&self, records: impl Iterator<Item = R> + Clone, may: &dyn Fn() -> Result<bool>) -> Result<()> {
+        if self.damaged {
+            return Err(self.whole());
+        }
         let Home { io, tmp, writer, .. } = &self.home;
         io.make_dirs(&tmp.join(writer))?;
         let name: String =
@@ -235,8 +244,24 @@ impl<R: Keyed> Index<R> {
         let temporary = tmp.join(writer).join(format!("{name}snapshot"));
         io.remove_file(&temporary)?;
         snapshot::write(io, &temporary, records)?;
+        if !may()? {
+            io.remove_file(&temporary)?;
+            return Err(StoreError::Busy { path: self.dir.clone() });
+        }
         io.rename(&temporary, &self.snapshot_path())?;
         io.sync_always(&self.dir)
+    }
+
+    /// What to say of a snapshot that is none.
+    fn whole(&self) -> StoreError {
+        let what = "it is no whole snapshot of this index; move it away to go on without what it held".to_owned();
+        StoreError::Malformed { path: self.snapshot_path(), what }
+    }
+
+    /// Refuses to go on where the snapshot cannot be read: who frees things must know all there is.
+    pub(crate) fn must_be_whole(&mut self) -> Result<()> {
+        self.refresh()?;
+        if self.damaged { Err(self.whole()) } else { Ok(()) }
     }
 
     /// Moves everything into the snapshot. Only for a caller that has the store for itself.
@@ -257,9 +282,12 @@ impl<R: Keyed> Index<R> {
     /// Replaces everything by `records`, whose keys ascend: complete under its name before the old files go. Only for a
     /// caller that has the store for itself.
     pub(crate) fn rewrite(&mut self, records: &[R]) -> Result<()> {
+        if self.damaged {
+            return Err(self.whole());
+        }
         if !records.is_empty() {
             self.home.io.make_dirs(&self.dir)?;
-            self.place(records.iter().copied())?;
+            self.place(records.iter().copied(), &|| Ok(true))?;
         }
         self.log.clear()?;
         if records.is_empty() {

@@ -27,6 +27,11 @@ type Result<T> = std::result::Result<T, StoreError>;
 /// How far back a window can look, milliseconds.
 const WINDOW_MS: i64 = 60_000;
 
+/// How far ahead another host's clock may be.
+const AHEAD_MS: i64 = 10_000;
+/// The longest that a server's wish to be left alone is heeded.
+const LONGEST_HOLD_MS: i64 = 600_000 + AHEAD_MS;
+
 /// An amount of asking: of a request to come, of what it took, or of what was charged too much (negative).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Charge {
@@ -222,11 +227,14 @@ impl Ledger {
         books.refresh()?;
         let Some(account) = books.accounts.get_mut(&account_of(model)) else { return Ok(Balance::default()) };
         account.forget_before(now_ms - WINDOW_MS);
+        // What a clock that was wrong has written for days to come must not stop everybody until then.
+        let sane = |time: i64| time <= now_ms + AHEAD_MS;
+        let recent = || account.recent.iter().filter(|(time, _)| sane(*time));
         Ok(Balance {
             total: account.total,
-            minute: account.recent.iter().map(|(_, charge)| *charge).sum(),
-            oldest_ms: account.recent.iter().map(|(time, _)| *time).min(),
-            not_before_ms: account.not_before_ms,
+            minute: recent().map(|(_, charge)| *charge).sum(),
+            oldest_ms: recent().map(|(time, _)| *time).min(),
+            not_before_ms: Some(account.not_before_ms).filter(|time| *time <= now_ms + LONGEST_HOLD_MS).unwrap_or(0),
         })
     }
 

@@ -100,6 +100,16 @@ impl Locks {
     }
 }
 
+impl Lock {
+    /// Whether nobody has taken the lock over, which only heartbeats allow.
+    pub(crate) fn is_own(&self) -> Result<bool> {
+        match self {
+            Self::File(_) => Ok(true),
+            Self::Beat(beat) => beat.is_own(),
+        }
+    }
+}
+
 /// A held lock file; dropping it removes the file and lets go.
 pub(crate) struct LockFile {
     io: Io,

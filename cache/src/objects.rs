@@ -55,14 +55,25 @@ impl Core {
 
     /// Takes a file into the store: it is moved, not copied, unless something else links to it.
     pub(crate) fn put_file(&self, path: &Path) -> Result<Artifact> {
+        let (artifact, left) = self.take_file(path)?;
+        if left {
+            self.io.remove_file(path)?;
+        }
+        Ok(artifact)
+    }
+
+    /// [`Core::put_file`], but a file whose content the store already had stays where it is; whether it did.
+    pub(crate) fn take_file(&self, path: &Path) -> Result<(Artifact, bool)> {
         let stat = regular(path, self.io.stat(path)?)?;
         // Another name of the same bytes could stay writable, or be a store object already: take a copy of our own.
         if stat.links > 1 {
-            return self.put_copy(path);
+            return Ok((self.put_copy(path)?, false));
         }
-        match self.move_in(path) {
-            Err(error) if error.io_kind() == Some(std::io::ErrorKind::CrossesDevices) => self.put_copy(path),
-            result => result,
+        match self.move_in_if(path, |_| true) {
+            Err(error) if error.io_kind() == Some(std::io::ErrorKind::CrossesDevices) => {
+                Ok((self.put_copy(path)?, false))
+            }
+            result => Ok(result?.expect("any digest will do")),
         }
     }
 
@@ -75,8 +86,11 @@ impl Core {
     }
 
     fn move_in(&self, path: &Path) -> Result<Artifact> {
-        let artifact = self.move_in_if(path, |_| true)?;
-        Ok(artifact.expect("any digest will do"))
+        let (artifact, left) = self.move_in_if(path, |_| true)?.expect("any digest will do");
+        if left {
+            self.io.remove_file(path)?;
+        }
+        Ok(artifact)
     }
 
     /// Takes a file of this writer's own as the object `digest`; when its content is another, it is removed and the answer
@@ -84,7 +98,7 @@ impl Core {
     #[cfg(feature = "remote")]
     pub(crate) fn take_as(&self, path: &Path, digest: &Digest) -> Result<bool> {
         let taken = self.move_in_if(path, |found| found == digest)?;
-        if taken.is_none() {
+        if taken.is_none_or(|(_, left)| left) {
             self.io.remove_file(path)?;
         }
         Ok(taken.is_some())
@@ -97,7 +111,8 @@ impl Core {
         stat.map(|stat| stat.size).ok_or_else(|| self.missing(digest))
     }
 
-    fn move_in_if(&self, path: &Path, wanted: impl FnOnce(&Digest) -> bool) -> Result<Option<Artifact>> {
+    /// Moves a file to where its content belongs, if that is `wanted`; whether it was left, because the store has it already.
+    fn move_in_if(&self, path: &Path, wanted: impl FnOnce(&Digest) -> bool) -> Result<Option<(Artifact, bool)>> {
         self.io.set_mode(path, READ_ONLY)?;
         let start_ns = self.io.now_ns();
         let before = regular(path, self.io.stat(path)?)?;
@@ -108,15 +123,14 @@ impl Core {
         let artifact = Artifact { kind: ArtifactKind::File, digest, bytes: before.size };
         let object = self.object_path(&digest);
         if self.check_object(&digest, Some(before.size), Trust::Witness)? {
-            self.io.remove_file(path)?;
-            return Ok(Some(artifact));
+            return Ok(Some((artifact, true)));
         }
         self.io.make_dirs(object.parent().expect("objects lie in a directory"))?;
         self.io.sync_network(path)?;
         self.io.rename(path, &object)?;
         self.witness(&digest);
         self.settle(&object, digest, &before, start_ns)?;
-        Ok(Some(artifact))
+        Ok(Some((artifact, false)))
     }
 
     /// After the rename: was the file still what was hashed?

@@ -204,6 +204,14 @@ impl Store {
         self.core().put_file(path)
     }
 
+    /// [`Store::put_file`], but a file whose content the store already had stays at `path`, a spare; whether it does.
+    ///
+    /// # Errors
+    /// Those of [`Store::put_file`].
+    pub fn take_file(&self, path: &Path) -> Result<(Artifact, bool)> {
+        self.core().take_file(path)
+    }
+
     /// Takes a directory: its regular files become objects, its list of relative paths, digests and sizes the tree's
     /// manifest. `dir` is gone afterwards. Empty directories and permissions are not kept.
     ///
@@ -248,7 +256,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::Missing`], or the file system refuses (`dest` is a directory where a file goes, or the reverse).
     pub fn materialise(&self, artifact: &Artifact, dest: &Path) -> Result<()> {
-        self.core().materialise(artifact, dest)
+        self.core().materialise(artifact, dest, None)
+    }
+
+    /// [`Store::materialise`] with a file of the same content that [`Store::take_file`] left: it becomes the copy where it can.
+    pub fn materialise_from(&self, artifact: &Artifact, dest: &Path, spare: &Path) -> Result<()> {
+        self.core().materialise(artifact, dest, Some(spare))
     }
 
     /// Whether `dest` holds the artifact's content, through the stat cache.

@@ -148,13 +148,14 @@ impl Core {
         made
     }
 
-    /// Puts a writable copy of the artifact at `dest`.
-    pub(crate) fn materialise(&self, artifact: &Artifact, dest: &Path) -> Result<()> {
+    /// Puts a writable copy of the artifact at `dest`. A `spare` is a file of this process with the same content, on the
+    /// store's file system, that becomes the copy where it can.
+    pub(crate) fn materialise(&self, artifact: &Artifact, dest: &Path, spare: Option<&Path>) -> Result<()> {
         if !self.check(artifact, Trust::StatKey)? {
             return Err(self.missing(&artifact.digest));
         }
         match artifact.kind {
-            ArtifactKind::File => self.place(&artifact.digest, dest)?,
+            ArtifactKind::File => self.place(&artifact.digest, dest, spare)?,
             ArtifactKind::Tree => self.place_tree(&artifact.digest, dest)?,
         }
         let key = path_key(dest);
@@ -164,7 +165,7 @@ impl Core {
         Ok(())
     }
 
-    fn place(&self, digest: &Digest, dest: &Path) -> Result<()> {
+    fn place(&self, digest: &Digest, dest: &Path, spare: Option<&Path>) -> Result<()> {
         if self.is_same_file(digest, dest) {
             return Ok(());
         }
@@ -173,6 +174,12 @@ impl Core {
         self.io.make_dirs(parent)?;
         // In the store's own folder nothing stays behind when this process dies; across file systems no rename leads out.
         if self.io.stat_target(parent)?.dev == self.io.stat_target(&self.root)?.dev {
+            if let Some(spare) = spare {
+                self.io.set_mode(spare, 0o644)?;
+                if self.io.rename(spare, dest).is_ok() {
+                    return Ok(());
+                }
+            }
             match self.place_by_way_of(&self.temporary()?, digest, dest, true) {
                 Err(error) if error.io_kind() == Some(ErrorKind::CrossesDevices) => {}
                 result => return result,
@@ -205,7 +212,7 @@ impl Core {
     fn place_tree(&self, digest: &Digest, dest: &Path) -> Result<()> {
         let manifest = self.manifest(digest)?;
         self.io.make_dirs(dest)?;
-        manifest.files().par_iter().try_for_each(|file| self.place(&file.digest, &dest.join(&file.path)))?;
+        manifest.files().par_iter().try_for_each(|file| self.place(&file.digest, &dest.join(&file.path), None))?;
         let Some(previous) = self.published.get(&path_key(dest))?.filter(|previous| previous != digest) else {
             return Ok(());
         };

@@ -110,6 +110,28 @@ fn logs_and_memo_files_of_many_writers_become_one() {
 }
 
 #[test]
+fn a_damaged_snapshot_costs_misses_and_stops_gc() {
+    let world = World::new();
+    let recipe = publish(&world, "a", "1");
+    world.store.set_latest_recipe("a", &recipe).unwrap();
+    world.store.gc(&GcOptions::default()).unwrap();
+    let snapshot = world.root().join("entries/snapshot");
+    let whole = fs::read(&snapshot).unwrap();
+    for name in ["entries", "latest"] {
+        let path = world.root().join(name).join("snapshot");
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, [&b"x"[..], &bytes[1..]].concat()).unwrap();
+        let error = world.reopen().gc(&GcOptions { dry_run: true, ..GcOptions::default() }).unwrap_err().to_string();
+        assert!(error.contains(&format!("{name}/snapshot")) && error.contains("move it away"), "{error}");
+        fs::write(&path, bytes).unwrap();
+    }
+    fs::write(&snapshot, [&b"x"[..], &whole[1..]].concat()).unwrap();
+    assert!(world.reopen().lookup(&recipe).unwrap().is_none());
+    fs::write(&snapshot, whole).unwrap();
+    assert!(world.reopen().lookup(&recipe).unwrap().is_some(), "nothing was lost meanwhile");
+}
+
+#[test]
 fn verify_reads_every_byte_and_names_what_is_lost() {
     let (world, _still) = (World::new(), no_forks());
     let (good, bad) = (publish(&world, "good", "1"), publish(&world, "bad", "2"));

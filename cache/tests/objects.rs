@@ -54,6 +54,27 @@ fn a_file_with_other_names_is_copied_so_nobody_can_write_the_object() {
 }
 
 #[test]
+fn a_file_that_the_store_has_already_may_become_its_own_copy() {
+    let world = World::new();
+    let (first, second) = (world.file("first", "same"), world.file("second", "same"));
+    let (artifact, left) = world.store.take_file(&first).unwrap();
+    assert!(!left && !first.exists());
+    assert_eq!(world.store.take_file(&second).unwrap(), (artifact, true));
+    let inode = fs::metadata(&second).unwrap().ino();
+    let copy = world.path("results/copy");
+    world.store.materialise_from(&artifact, &copy, &second).unwrap();
+    let meta = fs::metadata(&copy).unwrap();
+    assert_eq!((meta.ino(), meta.permissions().mode() & 0o777, meta.nlink()), (inode, 0o644, 1));
+    assert!(!second.exists() && world.store.is_published(&artifact, &copy));
+    // It can be written without harm, and is restored by copying when there is nothing to spare.
+    fs::write(&copy, "changed").unwrap();
+    assert!(world.store.contains(&artifact) && !world.store.is_published(&artifact, &copy));
+    world.store.materialise_from(&artifact, &copy, &second).unwrap_err();
+    world.store.materialise(&artifact, &copy).unwrap();
+    assert_eq!(fs::read(&copy).unwrap(), b"same");
+}
+
+#[test]
 fn a_tree_is_taken_located_and_rebuilt() {
     let world = World::new();
     let files = [("b.txt", "two"), ("a/x", "one"), ("a/deep/y", "one")];

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use mpcc_cache::{Artifact, Digest, Entry, GcOptions, Store, StoreError, StoreOptions};
+use mpcc_cache::{Artifact, Charge, Digest, Entry, GcOptions, Store, StoreError, StoreOptions};
 
 use crate::support::{below, recipe};
 
@@ -26,6 +26,8 @@ pub(crate) struct Told {
     pub(crate) memo: BTreeSet<&'static str>,
     /// `set_latest_recipe` returned.
     pub(crate) latest: BTreeSet<&'static str>,
+    /// Charges that returned.
+    pub(crate) charged: i64,
     /// `partial_dir` returned and the checkpoint was written, and `drop_partial` was not called.
     pub(crate) partial: BTreeSet<&'static str>,
 }
@@ -113,6 +115,8 @@ fn execute(store: &Store, name: &'static str, told: &mut Told) -> Result<Entry, 
         store.memo().put("vlm", &key(name), name.repeat(30).as_bytes()).map_err(wrap)?;
     }
     told.memo.insert(name);
+    store.ledger().charge(&key("gpt"), Charge { requests: 1, nanodollars: 5, ..Charge::default() }, 7)?;
+    told.charged += 1;
     let partial = store.partial_dir(&recipe(name).digest())?;
     fs::write(partial.join("step-1"), "checkpoint").unwrap();
     told.partial.insert(name);
@@ -129,6 +133,8 @@ fn execute(store: &Store, name: &'static str, told: &mut Told) -> Result<Entry, 
 /// What a store must still have.
 #[derive(Default)]
 pub(crate) struct Promise<'a> {
+    /// Requests in the ledger, at least.
+    pub(crate) charged: i64,
     pub(crate) entries: BTreeSet<&'a str>,
     pub(crate) memo: BTreeSet<&'a str>,
     pub(crate) latest: BTreeSet<&'a str>,
@@ -140,7 +146,13 @@ impl Told {
     pub(crate) fn promise(&self) -> Promise<'_> {
         let all = |set: &BTreeSet<&'static str>| set.iter().copied().collect();
         let entries = self.published.iter().copied().filter(|name| *name != FORGOTTEN).collect();
-        Promise { entries, memo: all(&self.memo), latest: all(&self.latest), partial: all(&self.partial) }
+        Promise {
+            charged: self.charged,
+            entries,
+            memo: all(&self.memo),
+            latest: all(&self.latest),
+            partial: all(&self.partial),
+        }
     }
 }
 
@@ -149,6 +161,10 @@ impl Told {
 pub(crate) fn check(top: &Path, options: StoreOptions, promise: &Promise<'_>, when: &str) -> BTreeSet<Digest> {
     let store = Store::open(&top.join("store"), options).unwrap_or_else(|error| panic!("{when}: {error}"));
     assert_no_litter(top, when);
+    let total = store.ledger().balance(&key("gpt"), 0).unwrap().total;
+    assert!(total.requests >= promise.charged, "{when}: money is forgotten, {total:?} of {}", promise.charged);
+    // A stage that was begun again has charged again; nothing is counted twice.
+    assert!(total.requests <= 6 && total.nanodollars == 5 * total.requests, "{when}: {total:?}");
     let mut objects = BTreeSet::new();
     for name in [FORGOTTEN, "a", "b"] {
         match store.lookup(&recipe(name).digest()).unwrap_or_else(|error| panic!("{when}: {error}")) {

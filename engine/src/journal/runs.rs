@@ -105,6 +105,8 @@ pub struct Measured {
     pub peak_rss_bytes: u64,
     /// Most memory on one GPU in bytes; 0 when it is not known.
     pub gpu_peak_bytes: u64,
+    /// Whether another node of the same stage was seen, not this one.
+    pub of_sibling: bool,
 }
 
 /// What the newest runs of a pipeline tell of its nodes.
@@ -119,8 +121,10 @@ pub struct Past {
 impl Past {
     /// What is known of a node, or, when it never ran, the GPU peak of its stage's other nodes.
     pub fn of(&self, node: &str, stage: &str) -> Measured {
-        let unknown =
-            || Measured { gpu_peak_bytes: self.stages.get(stage).copied().unwrap_or(0), ..Measured::default() };
+        let unknown = || {
+            let gpu_peak_bytes = self.stages.get(stage).copied().unwrap_or(0);
+            Measured { gpu_peak_bytes, of_sibling: true, ..Measured::default() }
+        };
         self.nodes.get(node).copied().unwrap_or_else(unknown)
     }
 
@@ -128,7 +132,7 @@ impl Past {
         let Some(wall_s) = node.wall_s else { return };
         let (peak_rss_bytes, gpu_peak_bytes) = (node.peak_rss_bytes.unwrap_or(0), node.gpu_peak_bytes.unwrap_or(0));
         let Entry::Vacant(place) = self.nodes.entry(node.header.node.clone()) else { return };
-        place.insert(Measured { wall_s, peak_rss_bytes, gpu_peak_bytes });
+        place.insert(Measured { wall_s, peak_rss_bytes, gpu_peak_bytes, of_sibling: false });
         if gpu_peak_bytes > 0 {
             let most = self.stages.entry(node.header.stage.clone()).or_default();
             *most = gpu_peak_bytes.max(*most);

@@ -107,6 +107,11 @@ impl Outside {
     }
 }
 
+/// The folder of a checkpoint in a Hugging Face cache, for callers without a plan; `revision` is a commit or a name under `refs/`.
+pub fn hub_snapshot(cache: &Path, id: &str, revision: &str) -> Option<PathBuf> {
+    Outside::around(Path::new("/")).hub_snapshot(cache, id, revision)
+}
+
 /// `path` made absolute against `folder`, `.` and `..` taken out by name.
 pub(crate) fn absolute(folder: &Path, path: &str) -> PathBuf {
     let mut clean = PathBuf::new();

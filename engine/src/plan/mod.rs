@@ -17,7 +17,7 @@ mod selector;
 mod sources;
 
 pub use compile::{CompileOptions, compile, compile_bytes};
-pub use external::{GlobError, expand_glob};
+pub use external::{GlobError, expand_glob, hub_snapshot};
 pub use select::{Edge, SelectError};
 
 use std::collections::BTreeMap;

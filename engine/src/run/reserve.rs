@@ -7,8 +7,8 @@
 //! | main | m, or nothing | yes | the larger of m and 1.1 p, rounded up to 16 MiB, at most all |
 //! | main | m, or nothing | no | m, or nothing |
 //!
-//! The peak is that of the node's latest execution; of a node that never ran here, the largest GPU peak of its stage's other
-//! nodes. Stated main memory is never lowered: it may be stated for what the kernel keeps in its cache. What a node states stays
+//! The peak is that of the node's latest execution. A node that never ran here takes the largest GPU peak of its stage's other
+//! nodes, or what it states where that is more. Stated main memory is never lowered: it may be stated for what the kernel keeps in its cache. What a node states stays
 //! what `mpcc plan` shows and what a cluster is asked for; a reservation decides only who runs beside whom. One that turns out
 //! too small grows ([`Growth`](crate::scheduler::Growth)).
 
@@ -29,6 +29,8 @@ pub fn reserve(stated: &Resources, seen: &Measured, host: &Inventory) -> Resourc
     let mut reserved = stated.clone();
     if stated.gpus > 0 && seen.gpu_peak_bytes > 0 {
         let wanted = with_margin(seen.gpu_peak_bytes, GPU_STEP);
+        // What another node of its stage held is only a hint: models of a matrix differ in size.
+        let wanted = if seen.of_sibling { wanted.max(stated.gpu_memory) } else { wanted };
         let fits = host.most_gpu_memory(stated.gpus).is_some_and(|most| wanted <= most);
         reserved.gpu_memory = if fits { wanted } else { 0 };
     }
@@ -59,9 +61,19 @@ mod tests {
 
     fn reserved(memory: u64, gpus: u32, gpu_memory: u64, main: u64, gpu: u64) -> (u64, u64) {
         let host = host(64 * GIB, &[80 * GIB, 24 * GIB]);
-        let seen = Measured { wall_s: 1.0, peak_rss_bytes: main, gpu_peak_bytes: gpu };
+        let seen = Measured { wall_s: 1.0, peak_rss_bytes: main, gpu_peak_bytes: gpu, of_sibling: false };
         let reserved = reserve(&Resources { cpus: 1, memory, gpus, gpu_memory }, &seen, &host);
         (reserved.memory, reserved.gpu_memory)
+    }
+
+    #[test]
+    fn a_siblings_peak_lowers_nothing() {
+        let seen = Measured { gpu_peak_bytes: 8 * GIB, of_sibling: true, ..Measured::default() };
+        let reserved = |gpu_memory| {
+            let stated = Resources { cpus: 1, memory: 0, gpus: 1, gpu_memory };
+            reserve(&stated, &seen, &host(64 * GIB, &[80 * GIB])).gpu_memory
+        };
+        assert_eq!((reserved(70 * GIB), reserved(0)), (70 * GIB, 9 * GIB));
     }
 
     #[test]
@@ -91,7 +103,7 @@ mod tests {
         ) {
             let host = host(64 * GIB, &[80 * GIB, 24 * GIB]);
             let stated = Resources { cpus: 1, memory: memory * GIB, gpus, gpu_memory: gpu_memory * GIB };
-            let seen = Measured { wall_s: 1.0, peak_rss_bytes: main, gpu_peak_bytes: gpu };
+            let seen = Measured { wall_s: 1.0, peak_rss_bytes: main, gpu_peak_bytes: gpu, of_sibling: false };
             let reserved = reserve(&stated, &seen, &host);
             prop_assert!(host.fits(&reserved).is_ok(), "{reserved:?}");
             prop_assert!(reserved.memory >= main);

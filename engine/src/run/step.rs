@@ -160,17 +160,26 @@ impl Shared {
         if self.node(id).outputs.iter().any(|output| !outputs.contains_key(&output.port.name)) {
             return Ok(None);
         }
-        let published = self.deliver(id, &outputs)?;
+        let published = self.deliver(id, &outputs, &BTreeMap::new())?;
         Ok(Some(Found { outputs, published }))
     }
 
-    /// Makes the outputs known to the nodes below, and puts published copies where they are missing or changed.
-    fn deliver(&self, id: NodeId, outputs: &BTreeMap<String, Artifact>) -> Result<Vec<(String, PathBuf)>, StoreError> {
+    /// Makes the outputs known to the nodes below, and puts published copies where they are missing or changed. `spares` are
+    /// files of the same content that may become the copies.
+    fn deliver(
+        &self,
+        id: NodeId,
+        outputs: &BTreeMap<String, Artifact>,
+        spares: &BTreeMap<String, PathBuf>,
+    ) -> Result<Vec<(String, PathBuf)>, StoreError> {
         let mut published = Vec::new();
         for output in &self.node(id).outputs {
             let (Some(dest), Some(artifact)) = (&output.publish, outputs.get(&output.port.name)) else { continue };
             if !self.store.is_published(artifact, dest) {
-                self.store.materialise(artifact, dest)?;
+                match spares.get(&output.port.name) {
+                    Some(spare) => self.store.materialise_from(artifact, dest, spare)?,
+                    None => self.store.materialise(artifact, dest)?,
+                }
                 published.push((output.port.name.clone(), dest.clone()));
             }
         }
@@ -284,12 +293,18 @@ impl Shared {
         for (port, output) in &written {
             check_output(port, output)?;
         }
-        let mut outputs = Vec::new();
+        let (mut outputs, mut spares) = (Vec::new(), BTreeMap::new());
         for output in &node.outputs {
             let port = &output.port.name;
             let JobOutput { path, tree } = &written[port];
-            let taken = if *tree { self.store.put_tree(path) } else { self.store.put_file(path) };
-            let artifact = taken.map_err(|source| CommitError::Refused { port: port.clone(), source })?;
+            let taken = match tree {
+                true => self.store.put_tree(path).map(|artifact| (artifact, false)),
+                false => self.store.take_file(path),
+            };
+            let (artifact, left) = taken.map_err(|source| CommitError::Refused { port: port.clone(), source })?;
+            if left {
+                spares.insert(port.clone(), path.clone());
+            }
             outputs.push((port.clone(), artifact));
         }
         // An entry of a node that runs every time would only be in the way.
@@ -298,7 +313,9 @@ impl Shared {
         }
         self.store.drop_partial(&key.recipe)?;
         let outputs = outputs.into_iter().collect();
-        let published = self.deliver(id, &outputs)?;
+        let published = self.deliver(id, &outputs, &spares)?;
+        // What was not published goes with the attempt's folder at the latest.
+        spares.values().for_each(|spare| drop(std::fs::remove_file(spare)));
         Ok(Found { outputs, published })
     }
 }

@@ -561,8 +561,8 @@ async fn who_had_all_memory_fails_and_says_how_much_that_was() {
     let tries = |node: &str| executor.started().iter().filter(|job| job.node == node).count();
     assert_eq!(
         ["a", "b", "c"].map(tries),
-        [2, 2, 1],
-        "50 and 80 GiB; half a GiB and all of it; there is no more for c"
+        [2, 2, 4],
+        "50 and 80 GiB; half a GiB and all of it; no more for c, so that its own retries are left"
     );
 }
 

@@ -219,7 +219,8 @@ impl Scheduler {
     /// The node is repeated with a larger reservation, or fails when it had all there is.
     fn out_of_memory(&mut self, node: NodeId, memory: Memory, used: u64, out: &mut Vec<Command>) {
         let growth = Growth::of(&self.tasks[&node], memory, used, &self.hosts).filter(|_| self.stop == Stop::No);
-        let Some(growth) = growth else { return self.fail(node, out) };
+        // It has all there is, but others may have held some of it: then it is a failure like any other.
+        let Some(growth) = growth else { return self.failed(node, true, out) };
         growth.apply(&mut self.tasks.get_mut(&node).expect("scheduled").request);
         *self.grown.entry(node).or_default() += 1;
         self.change(node, Change::Retry);

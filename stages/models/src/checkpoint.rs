@@ -50,6 +50,37 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<
         .map_err(|error| ModelError::File { path: path.into(), message: error.to_string() })
 }
 
+/// Writes the weights of a model directory: one file, or several of at most `limit` bytes (unless one tensor alone has more) and
+/// the index that lists them.
+///
+/// # Errors
+/// As [`write_tensors`].
+pub fn write_weights(dir: &Path, tensors: &BTreeMap<String, Tensor>, limit: Option<usize>) -> Result<()> {
+    let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+    let total: usize = tensors.values().map(bytes).sum();
+    if limit.is_none_or(|limit| total <= limit) {
+        return write_tensors(&dir.join("model.safetensors"), tensors);
+    }
+    let (mut shards, mut room): (Vec<BTreeMap<String, Tensor>>, usize) = (vec![], 0);
+    for (name, tensor) in tensors {
+        let size = bytes(tensor);
+        if shards.is_empty() || size > room {
+            shards.push(BTreeMap::new());
+            room = limit.unwrap_or(usize::MAX);
+        }
+        room = room.saturating_sub(size);
+        shards.last_mut().expect("one was pushed").insert(name.clone(), tensor.clone());
+    }
+    let mut map = serde_json::Map::new();
+    for (index, shard) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{:05}.safetensors", index + 1, shards.len());
+        write_tensors(&dir.join(&file), shard)?;
+        map.extend(shard.keys().map(|name| (name.clone(), Value::from(file.as_str()))));
+    }
+    let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": map });
+    write_json(&dir.join("model.safetensors.index.json"), &index)
+}
+
 /// The tensors of a model directory, mapped and read one at a time.
 pub struct TensorFiles {
     files: MmapedSafetensors,
@@ -64,6 +95,14 @@ impl TensorFiles {
     /// When neither is there or a file is damaged.
     pub fn open(dir: &Path) -> Result<TensorFiles> {
         TensorFiles::map(dir, &weight_files(dir)?)
+    }
+
+    /// Opens one file.
+    ///
+    /// # Errors
+    /// When it is not there or damaged.
+    pub fn open_file(path: &Path) -> Result<TensorFiles> {
+        TensorFiles::map(path, &[path.to_owned()])
     }
 
     /// Opens `adapter_model.safetensors`.
@@ -91,6 +130,12 @@ impl TensorFiles {
     /// The folder.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Shape, type and bytes of a tensor, its data unread.
+    pub fn describe(&self, name: &str) -> Option<(Vec<usize>, String, usize)> {
+        let view = self.files.get(name).ok()?;
+        Some((view.shape().to_vec(), format!("{:?}", view.dtype()), view.data().len()))
     }
 
     /// The first of `names` that exists.

@@ -47,6 +47,26 @@ pub struct Completion {
     pub finished: bool,
 }
 
+/// Looks on while answers grow.
+pub trait Watch {
+    /// The newest token of a completion, the end token included; `Break` ends this completion with it.
+    fn token(&mut self, request: usize, sample: usize, id: u32) -> ControlFlow<()>;
+
+    /// Tokens that no answer may hold.
+    fn banned(&self) -> &[u32] {
+        &[]
+    }
+}
+
+/// Nobody looks on.
+struct Unwatched;
+
+impl Watch for Unwatched {
+    fn token(&mut self, _: usize, _: usize, _: u32) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
 impl Vlm {
     /// Answers requests; `done` gets each request's index and its completions, one a seed and in their order, as soon as the
     /// last of them ends, and may stop the rest.
@@ -58,6 +78,20 @@ impl Vlm {
         requests: &[GenerateRequest],
         done: &mut dyn FnMut(usize, Vec<Completion>) -> ControlFlow<()>,
     ) -> Result<()> {
+        self.generate_watched(requests, &mut Unwatched, done)
+    }
+
+    /// [`Vlm::generate`] with somebody who sees every token as it is drawn. What a row answers does not depend on who looks on,
+    /// except that its answer may be ended and tokens may be banned.
+    ///
+    /// # Errors
+    /// As [`Vlm::generate`].
+    pub fn generate_watched(
+        &self,
+        requests: &[GenerateRequest],
+        watch: &mut dyn Watch,
+        done: &mut dyn FnMut(usize, Vec<Completion>) -> ControlFlow<()>,
+    ) -> Result<()> {
         for request in requests {
             request.sampling.check()?;
         }
@@ -65,7 +99,8 @@ impl Vlm {
             let inference = Inference::new(self.config(), slices, self.threads())?;
             let prefixes = self.prefixes();
             let (rows, lanes, open) = (vec![], vec![], vec![]);
-            Batch { vlm: self, inference, prefixes, requests, rows, lanes, open, next: 0, cost: 0 }.run(done)
+            let batch = Batch { vlm: self, inference, prefixes, requests, watch, rows, lanes, open, next: 0, cost: 0 };
+            batch.run(done)
         })
     }
 
@@ -103,6 +138,7 @@ struct Batch<'a> {
     inference: Inference<'a>,
     prefixes: Arc<Prefixes>,
     requests: &'a [GenerateRequest],
+    watch: &'a mut dyn Watch,
     rows: Vec<Row>,
     /// One a row.
     lanes: Vec<Lane>,
@@ -186,7 +222,12 @@ impl Batch<'_> {
 
     /// Draws a row's next token; whether it was the last. A drawn answer never holds the placeholder of a picture: there is
     /// no picture to stand for, and training on the answer would look for one.
-    fn take(&self, row: &mut Row, logits: &mut [f32]) -> bool {
+    fn take(&mut self, row: &mut Row, logits: &mut [f32]) -> bool {
+        for &id in self.watch.banned() {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
         if self.requests[row.request].sampling.temperature > 0.0
             && let Some(logit) = logits.get_mut(self.vlm.config().image_token_id() as usize)
         {
@@ -194,7 +235,8 @@ impl Batch<'_> {
         }
         let id = row.sampler.draw(logits);
         row.ids.push(id);
-        self.vlm.eos().contains(&id) || row.ids.len() >= self.requests[row.request].sampling.max_new_tokens
+        let stop = self.watch.token(row.request, row.sample, id).is_break();
+        stop || self.vlm.eos().contains(&id) || row.ids.len() >= self.requests[row.request].sampling.max_new_tokens
     }
 
     fn close(&mut self, row: Row) -> Result<()> {

@@ -7,6 +7,8 @@
 //! | [`weights`], [`checkpoint`] | named variables and the files they come from |
 //! | [`lora`] | low-rank adapters |
 //! | [`generate`], [`score`], [`sample`] | answers, likelihoods, and how a token is drawn |
+//! | [`survey`], [`parity`] | what a directory lacks; our numbers against a reference's |
+//! | [`growing`] | the text of an answer while its tokens come |
 //! | [`kernel`] | inference on plain rows, a row's result independent of its batch |
 //! | [`ops`] | differentiable operations on packed rows |
 //!
@@ -17,12 +19,15 @@ pub mod checkpoint;
 pub mod device;
 pub mod error;
 pub mod generate;
+pub mod growing;
 pub mod image;
 pub mod kernel;
 pub mod lora;
 pub mod ops;
+pub mod parity;
 pub mod sample;
 pub mod score;
+pub mod survey;
 pub mod tokenizer;
 pub mod train;
 pub mod vlm;

@@ -72,7 +72,7 @@ impl WeightSpec {
     }
 
     /// The names on disk that reading looks at.
-    fn names(&self) -> impl Iterator<Item = &String> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
         self.parts.iter().flat_map(|(names, _)| names).chain(self.fused.iter().flat_map(|(names, _)| names))
     }
 
@@ -124,7 +124,7 @@ fn load(files: &TensorFiles, name: &str, shape: &[usize], dtype: DType, device: 
 }
 
 /// Whether a tensor of a checkpoint is no weight: buffers that earlier releases stored, and a head that is the embedding again.
-fn is_no_weight(name: &str, specs: &[WeightSpec]) -> bool {
+pub(crate) fn is_no_weight(name: &str, specs: &[WeightSpec]) -> bool {
     let buffer = ["rotary_emb.inv_freq", "embeddings.position_ids", "embeddings.mask_token"];
     let tied = name.ends_with("lm_head.weight") && specs.iter().all(|spec| spec.name != "lm_head.weight");
     tied || buffer.iter().any(|end| name.ends_with(end))

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use mpcc_engine::asking::quota::OPENAI;
 use mpcc_engine::stage::{Context, ModelInput, StageError};
 use mpcc_models::sample::Sampling;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
@@ -21,8 +22,6 @@ use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// Where OpenAI itself answers.
-const OPENAI: &str = "https://api.openai.com/v1";
 /// How long a request may take when the model states no `timeout`, seconds.
 const TIMEOUT_S: f64 = 120.0;
 /// How much of a strange answer is shown.
@@ -70,12 +69,6 @@ pub enum Failure {
     Server(String),
 }
 
-impl Failure {
-    fn again(why: String) -> Self {
-        Self::Again { why, after: None, unheard: false }
-    }
-}
-
 /// A picture as a data URL.
 pub fn data_url(bytes: &[u8]) -> String {
     let kind = match bytes {
@@ -98,13 +91,19 @@ impl Server {
         let base = text("base_url").unwrap_or(OPENAI);
         let url = Url::parse(&format!("{}/chat/completions", base.trim_end_matches('/')));
         let url = url.map_err(|error| wrong(format!("`base_url: {base}` is no URL: {error}")))?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+            return Err(wrong(format!(
+                "`base_url: {base}` is no address of a server; it begins with http:// or https://"
+            )));
+        }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(wrong(
                 "`base_url` holds a user or password; name a variable in `api_key_env` instead".to_owned(),
             ));
         }
         let key_name = text("api_key_env").unwrap_or_default().to_owned();
-        let key = ctx.asking.secret(&key_name).filter(|key| !key.is_empty());
+        // Keys are pasted with their line ends.
+        let key = ctx.asking.secret(&key_name).map(|key| key.trim().to_owned()).filter(|key| !key.is_empty());
         if !key_name.is_empty() && key.is_none() {
             return Err(wrong(format!("environment variable {key_name} with its key is not set")));
         }
@@ -201,12 +200,20 @@ impl Server {
         while let Some(deeper) = cause.source() {
             cause = deeper;
         }
+        if error.is_builder() {
+            return Failure::Server(format!("no request can be made for {}: {cause}", self.host()));
+        }
         let what = if error.is_connect() { "cannot be reached" } else { "broke off" };
         Failure::Again { why: format!("{} {what}: {cause}", self.host()), after: None, unheard: !error.is_connect() }
     }
 
     fn understand(&self, body: &[u8]) -> Result<Spoken, Failure> {
-        let strange = |what: &str| Failure::again(format!("{} sent {what}: {}", self.host(), shown(body)));
+        // It says that it has answered, so it may want to be paid.
+        let strange = |what: &str| Failure::Again {
+            why: format!("{} sent {what}: {}", self.host(), shown(body)),
+            after: None,
+            unheard: true,
+        };
         let answer: Completion = serde_json::from_slice(body).map_err(|_| strange("no completion"))?;
         let choice = answer.choices.into_iter().next().ok_or_else(|| strange("no choice"))?;
         // What a model refuses to say is an answer too: asking again would get the same.
@@ -231,6 +238,8 @@ impl Server {
                 Failure::Server(format!("{says}. Set `base_url` to where it leads; keys do not follow redirects"))
             }
             429 if String::from_utf8_lossy(body).contains("insufficient_quota") => Failure::Server(says),
+            // Others fare the same for a moment.
+            429 if after.is_none() => Failure::Again { why: says, after: Some(Duration::from_secs(1)), unheard: false },
             408 | 409 | 425 | 429 | 500.. => Failure::Again { why: says, after, unheard: false },
             _ => Failure::Request(says),
         }

@@ -2,8 +2,9 @@
 //!
 //! A request goes round: *waiting*, then claimed (so that nobody else asks the same), then admitted by the [`Quota`], then
 //! under way. What is worth sending again comes back after a pause that doubles from half a second to half a minute, with
-//! jitter, and holds no slot meanwhile. When the stage is cancelled, or the budget is used up, what is under way is still
-//! waited for and kept.
+//! jitter, and holds no slot and no claim meanwhile; while as many come back as there are slots, nothing new is sent. When the
+//! stage is cancelled, or the budget is used up, what is under way is still waited for and kept, as long as the run's grace
+//! period allows.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -95,17 +96,17 @@ pub struct Exchange<'a> {
     given_up: Vec<GivenUp>,
     /// Requests given up since the last answer.
     in_a_row: usize,
+    any_answer: bool,
     /// Why nothing new is sent.
     over: Option<StageError>,
     total: usize,
-    spent: &'a mut Charge,
 }
 
 impl<'a> Exchange<'a> {
-    /// Requests to `server` within `quota`; what they take is added to `spent`.
-    pub fn new(ctx: &'a Context, server: &'a Server, quota: &'a Quota, spent: &'a mut Charge) -> Self {
+    /// Requests to `server` within `quota`.
+    pub fn new(ctx: &'a Context, server: &'a Server, quota: &'a Quota) -> Self {
         let (waiting, later, given_up) = (VecDeque::new(), Vec::new(), Vec::new());
-        Self { ctx, server, quota, waiting, later, given_up, in_a_row: 0, over: None, total: 0, spent }
+        Self { ctx, server, quota, waiting, later, given_up, in_a_row: 0, any_answer: false, over: None, total: 0 }
     }
 
     /// Gets every request answered.
@@ -144,7 +145,13 @@ impl<'a> Exchange<'a> {
     /// Sends what may be sent now; how soon to look again.
     fn send(&mut self, under_way: &mut UnderWay<'a>, caller: &mut dyn Caller) -> Result<Duration, StageError> {
         self.recover();
-        while under_way.len() < self.quota.slots() as usize {
+        let slots = self.quota.slots() as usize;
+        while under_way.len() < slots {
+            // A server that fails is not given ever new requests to fail at.
+            let failing = self.later.iter().filter(|(_, pending)| pending.tries > 0).count() >= slots;
+            if failing && self.waiting.front().is_some_and(|pending| pending.tries == 0) {
+                break;
+            }
             let Some(mut pending) = self.waiting.pop_front() else { break };
             if pending.claim.is_none() && !self.claim(&mut pending, caller) {
                 self.put_off(pending, POLL);
@@ -153,7 +160,14 @@ impl<'a> Exchange<'a> {
             let Some(_) = pending.claim else { continue };
             let body = match pending.body.take() {
                 Some(body) => body,
-                None => caller.body(&pending.wanted)?,
+                None => match caller.body(&pending.wanted) {
+                    Ok(body) => body,
+                    // A picture that cannot be read costs its own request, not those under way.
+                    Err(error) => {
+                        self.give_up(pending, error.to_string(), false);
+                        continue;
+                    }
+                },
             };
             match self.quota.admit(caller.estimate(&pending.wanted))? {
                 Admission::Go(admitted) => under_way.push(Box::pin(exchange(self.server, pending, body, admitted))),
@@ -243,6 +257,7 @@ impl<'a> Exchange<'a> {
         // First the answer, then the correction of its charge: a kill in between costs estimated money, not the answer.
         caller.keep(&pending.wanted, Answered { spoken, took })?;
         self.in_a_row = 0;
+        self.any_answer = true;
         self.settle(admitted, Some(took))?;
         let left = self.waiting.len() + self.later.len();
         self.ctx.progress(self.total.saturating_sub(left) as u64, self.total as u64, "requests");
@@ -250,13 +265,13 @@ impl<'a> Exchange<'a> {
     }
 
     fn settle(&mut self, admitted: Admitted, took: Option<Charge>) -> Result<(), StageError> {
-        *self.spent = *self.spent + took.unwrap_or(Charge { requests: 1, ..Charge::default() });
-        let Charge { requests, prompt_tokens, completion_tokens, .. } = *self.spent;
+        let spent = self.ctx.asking.spend(took.unwrap_or(Charge { requests: 1, ..Charge::default() }));
+        let Charge { requests, prompt_tokens, completion_tokens, .. } = spent;
         self.ctx.notes.note(Note::Usage {
             requests: requests.unsigned_abs(),
             prompt_tokens: prompt_tokens.unsigned_abs(),
             completion_tokens: completion_tokens.unsigned_abs(),
-            cost: self.spent.dollars(),
+            cost: spent.dollars(),
         });
         self.quota.settle(admitted, took)
     }
@@ -270,6 +285,8 @@ impl<'a> Exchange<'a> {
             }
             self.quota.hold(pause)?;
         }
+        // Others may ask it meanwhile, and thousands of bodies would fill the memory.
+        (pending.claim, pending.body) = (None, None);
         pending.tries += 1;
         if pending.tries >= TRIES {
             self.give_up(pending, format!("{why} (sent {TRIES} times)"), true);
@@ -282,6 +299,10 @@ impl<'a> Exchange<'a> {
 
     fn give_up(&mut self, pending: Pending, why: String, passing: bool) {
         self.in_a_row += 1;
+        if !passing && !self.any_answer && self.in_a_row >= GIVEN_UP {
+            let message = format!("{why}; the first {GIVEN_UP} requests were refused, so no more are sent");
+            self.over.get_or_insert(StageError::invalid(message));
+        }
         if passing && self.in_a_row >= GIVEN_UP {
             let message = format!("{why}; {GIVEN_UP} requests in a row came to nothing. Answers so far are kept");
             self.over.get_or_insert(StageError::Machine(message));
@@ -305,9 +326,8 @@ impl<'a> Exchange<'a> {
 }
 
 async fn exchange(server: &Server, pending: Pending, body: Vec<u8>, admitted: Admitted) -> Returned {
-    let result = server.ask(body.clone()).await;
-    // It may have to be sent again.
-    Returned { pending: Pending { body: Some(body), ..pending }, admitted, result }
+    let result = server.ask(body).await;
+    Returned { pending, admitted, result }
 }
 
 /// How long to wait before a request is sent again: doubling, and different for each request, so that they do not all come back

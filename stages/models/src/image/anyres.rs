@@ -11,7 +11,7 @@ use image::{RgbImage, imageops};
 use serde_json::{Value, json};
 
 use super::cut::{Cutter, triple, value_tables};
-use super::resize::resize_bicubic;
+use super::resize::{Filter, resize};
 use super::{NEWLINE, Patches, merge_order};
 use crate::error::{ModelError, Result};
 
@@ -90,6 +90,14 @@ impl AnyRes {
     /// # Errors
     /// When a side is empty.
     pub fn process(&self, image: &RgbImage) -> Result<Patches> {
+        self.process_with(image, Filter::default())
+    }
+
+    /// [`Self::process`] with either filter.
+    ///
+    /// # Errors
+    /// As [`Self::process`].
+    pub fn process_with(&self, image: &RgbImage, filter: Filter) -> Result<Patches> {
         let (width, height) = image.dimensions();
         if width == 0 || height == 0 {
             return Err(ModelError::Image { width, height, message: "a side is empty".into() });
@@ -97,8 +105,8 @@ impl AnyRes {
         let best = best_resolution([height as usize, width as usize], &self.pinpoints);
         let side = self.tile / self.patch_size;
         let cutter = Cutter { patch: self.patch_size, repeat: 1, tables: value_tables(self.rescale, self.normalise) };
-        let whole = resize_bicubic(image, self.tile as u32, self.tile as u32);
-        let canvas = fit(image, best);
+        let whole = resize(image, self.tile as u32, self.tile as u32, filter);
+        let canvas = fit(image, best, filter);
         let [rows, columns] = best.map(|length| length / self.tile);
         let mut pixels = Vec::with_capacity((1 + rows * columns) * side * side * cutter.width());
         cutter.cut(&whole, merge_order(side, side, 1), &mut pixels);
@@ -151,14 +159,14 @@ pub fn best_resolution(size: [usize; 2], resolutions: &[[usize; 2]]) -> [usize; 
 }
 
 /// The picture as large as a canvas (height, width) allows, in its middle, black around it.
-fn fit(image: &RgbImage, [rows, columns]: [usize; 2]) -> RgbImage {
+fn fit(image: &RgbImage, [rows, columns]: [usize; 2], filter: Filter) -> RgbImage {
     let (width, height) = (f64::from(image.width()), f64::from(image.height()));
     let (wide, high) = (columns as f64 / width, rows as f64 / height);
     let (new_width, new_height) = match wide < high {
         true => (columns, ((height * wide).ceil() as usize).min(rows)),
         false => (((width * high).ceil() as usize).min(columns), rows),
     };
-    let resized = resize_bicubic(image, new_width as u32, new_height as u32);
+    let resized = resize(image, new_width as u32, new_height as u32, filter);
     let mut canvas = RgbImage::new(columns as u32, rows as u32);
     imageops::replace(&mut canvas, &resized, ((columns - new_width) / 2) as i64, ((rows - new_height) / 2) as i64);
     canvas

@@ -3,7 +3,8 @@
 //! | module | what |
 //! |---|---|
 //! | `decode` | bytes to pixels, or why not |
-//! | `resize` | Pillow's bicubic filter |
+//! | `measure` | width and height without decoding |
+//! | `resize` | Pillow's bicubic filter, and torchvision's |
 //! | `qwen` | one picture of any size within a pixel budget |
 //! | `anyres` | LLaVA-NeXT: the whole picture and tiles of the best of given resolutions |
 //! | `tiles` | InternVL: up to so many tiles, and the whole picture behind them |
@@ -14,6 +15,7 @@
 pub mod anyres;
 mod cut;
 pub mod decode;
+mod measure;
 mod qwen;
 mod resize;
 pub mod tiles;
@@ -21,15 +23,16 @@ pub mod tiles;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use image::RgbImage;
 use serde_json::Value;
 
 use crate::error::Result;
 
 pub use anyres::AnyRes;
 pub use decode::decode;
+pub use image::RgbImage;
+pub use measure::measure;
 pub use qwen::{ImageProcessor, smart_size};
-pub use resize::resize_bicubic;
+pub use resize::{Filter, resize_bicubic};
 pub use tiles::Tiles;
 
 /// In [`Patches::picks`]: the row that ends a line of a picture.
@@ -77,10 +80,18 @@ impl Processor {
     /// # Errors
     /// When the picture cannot be brought to a size that the model takes.
     pub fn process(&self, image: &RgbImage) -> Result<Patches> {
+        self.process_with(image, Filter::default())
+    }
+
+    /// [`Self::process`] with either filter.
+    ///
+    /// # Errors
+    /// As [`Self::process`].
+    pub fn process_with(&self, image: &RgbImage, filter: Filter) -> Result<Patches> {
         match self {
-            Processor::Qwen(processor) => processor.process(image),
-            Processor::AnyRes(processor) => processor.process(image),
-            Processor::Tiles(processor) => processor.process(image),
+            Processor::Qwen(processor) => processor.process_with(image, filter),
+            Processor::AnyRes(processor) => processor.process_with(image, filter),
+            Processor::Tiles(processor) => processor.process_with(image, filter),
         }
     }
 

@@ -5,7 +5,7 @@ use image::RgbImage;
 use serde_json::{Value, json};
 
 use super::cut::{Cutter, triple, value_tables};
-use super::resize::resize_bicubic;
+use super::resize::{Filter, resize};
 use super::{Patches, merge_order};
 use crate::error::{ModelError, Result};
 
@@ -102,6 +102,14 @@ impl ImageProcessor {
     /// # Errors
     /// When a side is zero, one side is over 200 times the other, or (without resizing) the size is no multiple of a merged patch.
     pub fn process(&self, image: &RgbImage) -> Result<Patches> {
+        self.process_with(image, Filter::default())
+    }
+
+    /// [`Self::process`] with either filter.
+    ///
+    /// # Errors
+    /// As [`Self::process`].
+    pub fn process_with(&self, image: &RgbImage, filter: Filter) -> Result<Patches> {
         let (width, height) = image.dimensions();
         let refuse = |message: &str| Err(ModelError::Image { width, height, message: message.into() });
         if width == 0 || height == 0 {
@@ -118,7 +126,7 @@ impl ImageProcessor {
             return refuse("one side is more than 200 times the other");
         }
         let (rows, columns) = smart_size(height as usize, width as usize, factor, self.min_pixels, self.max_pixels);
-        self.cut(&resize_bicubic(image, columns as u32, rows as u32))
+        self.cut(&resize(image, columns as u32, rows as u32, filter))
     }
 
     /// Patches of a picture whose sides already fit, in merge-window order.

@@ -5,7 +5,7 @@ use image::RgbImage;
 use serde_json::{Value, json};
 
 use super::cut::{Cutter, triple, value_tables};
-use super::resize::resize_bicubic;
+use super::resize::{Filter, resize};
 use super::{Patches, merge_order};
 use crate::error::{ModelError, Result};
 
@@ -133,6 +133,14 @@ impl Tiles {
     /// # Errors
     /// When a side is empty.
     pub fn process(&self, image: &RgbImage) -> Result<Patches> {
+        self.process_with(image, Filter::default())
+    }
+
+    /// [`Self::process`] with either filter.
+    ///
+    /// # Errors
+    /// As [`Self::process`].
+    pub fn process_with(&self, image: &RgbImage, filter: Filter) -> Result<Patches> {
         let (width, height) = image.dimensions();
         if width == 0 || height == 0 {
             return Err(ModelError::Image { width, height, message: "a side is empty".into() });
@@ -143,7 +151,7 @@ impl Tiles {
         };
         let (side, tile) = (self.tile / self.patch_size, self.tile as u32);
         let cutter = Cutter { patch: self.patch_size, repeat: 1, tables: value_tables(self.rescale, self.normalise) };
-        let canvas = resize_bicubic(image, columns as u32 * tile, rows as u32 * tile);
+        let canvas = resize(image, columns as u32 * tile, rows as u32 * tile, filter);
         let mut pixels = Vec::new();
         for (row, column) in merge_order(rows, columns, 1) {
             let places = merge_order(side, side, 1).map(|(y, x)| (row * side + y, column * side + x));
@@ -151,7 +159,7 @@ impl Tiles {
         }
         let mut tiles = rows * columns;
         if tiles > 1 {
-            cutter.cut(&resize_bicubic(image, tile, tile), merge_order(side, side, 1), &mut pixels);
+            cutter.cut(&resize(image, tile, tile, filter), merge_order(side, side, 1), &mut pixels);
             tiles += 1;
         }
         Ok(Patches {

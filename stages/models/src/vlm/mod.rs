@@ -170,6 +170,14 @@ impl Vlm {
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<()> {
+        self.save_as(dir, None, None)
+    }
+
+    /// [`Vlm::save`] with the weights in another type, and in files of at most so many bytes.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save_as(&self, dir: &Path, dtype: Option<DType>, limit: Option<usize>) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|source| ModelError::Write { path: dir.into(), source })?;
         let assets = &self.assets;
         write_json(&dir.join("config.json"), &self.config.to_json())?;
@@ -182,7 +190,13 @@ impl Vlm {
         write_json(&dir.join("tokenizer_config.json"), &self.tokenizer_config())?;
         checkpoint::write(&dir.join("tokenizer.json"), assets.tokenizer.file())?;
         checkpoint::write(&dir.join("chat_template.jinja"), assets.chat.source().as_bytes())?;
-        checkpoint::write_tensors(&dir.join("model.safetensors"), &self.weights.published()?)
+        let mut tensors = self.weights.published()?;
+        if let Some(dtype) = dtype {
+            for tensor in tensors.values_mut() {
+                *tensor = tensor.to_dtype(dtype)?;
+            }
+        }
+        checkpoint::write_weights(dir, &tensors, limit)
     }
 
     fn tokenizer_config(&self) -> Value {

@@ -1,0 +1,106 @@
+//! Where a model lies, and how it and its pictures are brought into memory.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use mpcc_engine::plan::hub_snapshot;
+use mpcc_stages::models::DType;
+use mpcc_stages::models::device::DeviceChoice;
+use mpcc_stages::models::image::{self, RgbImage};
+use mpcc_stages::models::vlm::{LoadOptions, Vlm};
+
+use super::args::PlaceArgs;
+use crate::environment::hub_cache;
+use crate::report::Failure;
+
+/// The revision of an id that names none.
+const MAIN: &str = "main";
+
+/// The folder that was meant: one that is there, else a checkpoint in the Hugging Face cache.
+pub(super) fn find(model: &str) -> Result<PathBuf, Failure> {
+    let dir = PathBuf::from(model);
+    if dir.is_dir() {
+        return Ok(dir);
+    }
+    let Some((id, revision)) = hub_id(model) else {
+        return Err(Failure::wrong(format_args!(
+            "there is no folder {model}; a model is a folder in Hugging Face layout, or `org/name[@revision]`"
+        )));
+    };
+    let cache = hub_cache();
+    let found = cache.as_deref().and_then(|cache| hub_snapshot(cache, id, revision));
+    found.ok_or_else(|| not_downloaded(model, id, revision, cache.as_deref()))
+}
+
+/// `org/name[@revision]`.
+fn hub_id(text: &str) -> Option<(&str, &str)> {
+    let (id, revision) = text.split_once('@').unwrap_or((text, MAIN));
+    let (org, name) = id.split_once('/')?;
+    let plain = |part: &str| {
+        let of_ids = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        !part.is_empty() && !part.starts_with('.') && part.chars().all(of_ids)
+    };
+    (plain(org) && plain(name) && !revision.is_empty()).then_some((id, revision))
+}
+
+fn not_downloaded(model: &str, id: &str, revision: &str, cache: Option<&Path>) -> Failure {
+    let folder = format!("models--{}", id.replace('/', "--"));
+    let place = cache.map_or_else(|| PathBuf::from("$HF_HOME/hub"), Path::to_owned).join(&folder);
+    let place = place.display();
+    Failure::wrong(format_args!(
+        "there is no folder {model}, and checkpoint {id} (revision {revision}) is not in the Hugging Face cache.\n\
+         Looked for {place}/snapshots/COMMIT/config.json, where COMMIT is `{revision}` or what {place}/refs/{revision} holds.\n\
+         Nothing is downloaded here: on a machine with a network run `hf download {id} --revision {revision}`, copy its \
+         {folder} to {place}, or set HF_HUB_CACHE to the folder that holds {folder}."
+    ))
+}
+
+/// What a model is called: the last part of what was typed.
+pub(super) fn name(model: &str) -> String {
+    let id = if Path::new(model).is_dir() { model } else { hub_id(model).map_or(model, |(id, _)| id) };
+    let absolute = std::path::absolute(id).unwrap_or_else(|_| PathBuf::from(id));
+    absolute.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Threads as asked for, else one a CPU core.
+pub(super) fn threads(args: &PlaceArgs) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    args.threads.map_or_else(cores, usize::from)
+}
+
+/// Loads a model on the CPU; the seconds that it took.
+pub(super) fn load(dir: &Path, args: &PlaceArgs) -> Result<(Vlm, f64), Failure> {
+    let started = Instant::now();
+    let options =
+        LoadOptions { threads: threads(args), dtype: DType::F32, device: DeviceChoice::Cpu, ..LoadOptions::default() };
+    let vlm = Vlm::load(dir, &options)?;
+    Ok((vlm, started.elapsed().as_secs_f64()))
+}
+
+/// Reads a picture.
+pub(super) fn picture(path: &Path) -> Result<RgbImage, Failure> {
+    let bytes = std::fs::read(path).map_err(|error| Failure::wrong(format_args!("{}: {error}", path.display())))?;
+    image::decode(&bytes).map_err(|error| Failure::wrong(format_args!("{}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_and_folders_are_told_apart() {
+        assert_eq!(hub_id("Qwen/Qwen2.5-VL-3B-Instruct"), Some(("Qwen/Qwen2.5-VL-3B-Instruct", "main")));
+        assert_eq!(hub_id("a/b@v1.0"), Some(("a/b", "v1.0")));
+        for path in ["models", "./models", "../a", "/a/b", "a/b/c", "a/b@", "a//b", "~/x", "a/.."] {
+            assert_eq!(hub_id(path), None, "{path}");
+        }
+        assert_eq!(name("src"), "src");
+        assert_eq!(name("a/b@v1"), "b");
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_with_its_place() {
+        let told = not_downloaded("a/b@v1", "a/b", "v1", Some(Path::new("/hub"))).text;
+        assert!(told.contains("/hub/models--a--b/refs/v1") && told.contains("hf download a/b --revision v1"), "{told}");
+    }
+}
