@@ -209,10 +209,6 @@ pub enum JobError {
 impl From<StageError> for Outcome {
     fn from(error: StageError) -> Self {
         match error {
-            // Libraries tell of a full GPU in words only, and they reach us as any error.
-            StageError::Invalid(message) | StageError::Machine(message) if names_full_gpu(&message) => {
-                Self::OutOfMemory { memory: Memory::Gpu, message }
-            }
             StageError::Invalid(message) => Self::invalid(message),
             StageError::Machine(message) => Self::machine(message),
             StageError::OutOfMemory { memory, message } => Self::OutOfMemory { memory, message },

@@ -34,9 +34,10 @@ use crate::executor::slurm::{Start, foreign};
 use crate::executor::speech::Speech;
 use crate::executor::tree::{kill_descendants, signal_descendants};
 use crate::gpu::NvidiaSmi;
-use crate::job::{Job, Outcome, Usage};
+use crate::job::{Job, Outcome, Usage, names_full_gpu};
 use crate::plan::Action;
 use crate::registry::Registry;
+use crate::resources::Memory;
 use crate::stage::{Context, Memo, MemoryMemo, NoteSink, StageError};
 
 /// Exit code of a worker that could not read its job or say how it ended.
@@ -288,9 +289,13 @@ pub(crate) fn builtin(
     };
     match catch_unwind(AssertUnwindSafe(|| stage.run(ctx))) {
         Ok(Ok(())) => Outcome::Done,
-        // Words of a server about its own GPUs are none about ours.
-        Ok(Err(StageError::Machine(message))) if ctx.devices.is_empty() => Outcome::machine(message),
-        Ok(Err(StageError::Invalid(message))) if ctx.devices.is_empty() => Outcome::invalid(message),
+        // Libraries tell of a full GPU in words only, and they reach us as any error. Without a device they are a server's
+        // words about its own.
+        Ok(Err(StageError::Invalid(message) | StageError::Machine(message)))
+            if !ctx.devices.is_empty() && names_full_gpu(&message) =>
+        {
+            Outcome::OutOfMemory { memory: Memory::Gpu, message }
+        }
         Ok(Err(error)) => error.into(),
         Err(panic) => {
             let text = panic_text(panic.as_ref());

@@ -228,17 +228,14 @@ mod tests {
     use mpcc_cache::StoreOptions;
     use serde_json::json;
 
-    fn quota(store: &Store, settings: Value) -> Quota {
+    fn model(settings: Value) -> ModelInput {
         let Value::Object(settings) = settings else { panic!("settings are a map") };
-        let model = ModelInput {
-            name: "m".to_owned(),
-            matrix: Vec::new(),
-            provider: Provider::Openai,
-            dir: None,
-            identity: json!({}),
-            settings,
-        };
-        Quota::new(Some(store.clone()), &model).unwrap()
+        let (matrix, identity) = (Vec::new(), json!({}));
+        ModelInput { name: "m".to_owned(), matrix, provider: Provider::Openai, dir: None, identity, settings }
+    }
+
+    fn quota(store: &Store, settings: Value) -> Quota {
+        Quota::new(Some(store.clone()), &model(settings)).unwrap()
     }
 
     fn store(dir: &tempfile::TempDir) -> Store {
@@ -306,15 +303,6 @@ mod tests {
 
     #[test]
     fn a_budget_without_prices_is_refused() {
-        let settings = json!({ "budget": 3 }).as_object().unwrap().clone();
-        let model = ModelInput {
-            name: "m".to_owned(),
-            matrix: Vec::new(),
-            provider: Provider::Openai,
-            dir: None,
-            identity: json!({}),
-            settings,
-        };
-        assert!(Quota::new(None, &model).is_err());
+        assert!(Quota::new(None, &model(json!({ "budget": 3 }))).is_err());
     }
 }

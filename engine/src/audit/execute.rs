@@ -10,8 +10,9 @@ use super::{AuditError, AuditOptions};
 use crate::allocator::Allocator;
 use crate::executor::Executor;
 use crate::fingerprint::{Fingerprinter, KeyError, Resolved};
-use crate::job::{AttemptId, Job, JobOutput, Outcome};
+use crate::job::{AttemptId, Job, Outcome};
 use crate::plan::{LOCAL, Node, NodeId, Plan};
+use crate::run::job_outputs;
 
 /// What an execution came to.
 pub(super) struct Execution {
@@ -62,8 +63,6 @@ impl Executions<'_> {
 
     fn job(&self, folder: PathBuf, cpus: u32, devices: Vec<usize>) -> Result<Job, KeyError> {
         let node = self.node();
-        let place = |name: &str, tree| JobOutput { path: Job::output_in(&folder, name), tree };
-        let ports = node.outputs.iter().map(|output| &output.port);
         let numerics = self.resolved.recipe.get("numerics").and_then(|class| class.as_str());
         Ok(Job {
             attempt: AttemptId(0),
@@ -74,7 +73,7 @@ impl Executions<'_> {
             threads: cpus as usize,
             devices,
             inputs: self.fingerprinter.bind(self.resolved)?,
-            outputs: ports.map(|port| (port.name.clone(), place(&port.name, port.ty.is_tree()))).collect(),
+            outputs: job_outputs(node, &folder),
             partial: folder.join("partial"),
             store: self.store.root().to_owned(),
             log: folder.join("log"),
