@@ -164,9 +164,6 @@ pub struct Responder<'a> {
     dataset: &'a Dataset,
     model: &'a ModelInput,
     answerer: Answerer,
-    /// Not yet reported.
-    hits: u64,
-    misses: u64,
 }
 
 /// A request with the seeds that the memo does not answer.
@@ -190,20 +187,12 @@ impl<'a> Responder<'a> {
     pub fn new(ctx: &'a Context, dataset: &'a Dataset, model: &'a ModelInput) -> Result<Self, StageError> {
         let answerer = match model.provider {
             Provider::Local => Answerer::Local(None),
-            // A rehearsal sends nothing and needs no key.
-            Provider::Openai if ctx.asking.is_rehearsal() => {
-                let keyless = ModelInput { settings: without_key(&model.settings), ..model.clone() };
-                Answerer::Served {
-                    server: Server::new(ctx, &keyless)?.into(),
-                    quota: Box::new(ctx.asking.quota(model)?),
-                }
-            }
             Provider::Openai => {
                 Answerer::Served { server: Server::new(ctx, model)?.into(), quota: Box::new(ctx.asking.quota(model)?) }
             }
             Provider::Replay => Answerer::Replay(Replay::open(model)?),
         };
-        Ok(Self { ctx, dataset, model, answerer, hits: 0, misses: 0 })
+        Ok(Self { ctx, dataset, model, answerer })
     }
 
     /// The name records carry for the model: the coordinate-free name under `models`, or its node.
@@ -239,7 +228,7 @@ impl<'a> Responder<'a> {
         }
         self.announce(requests, sampling, &keys, &known, &wanted)?;
         self.answer(requests, sampling, wanted, &keys, &mut known)?;
-        self.report();
+        self.report(0);
         Ok(keys.iter().map(|keys| keys.iter().map(|key| known[key].clone()).collect()).collect())
     }
 
@@ -304,8 +293,7 @@ impl<'a> Responder<'a> {
             let (chunk, _claims) = self.take_chunk(&mut queue, known);
             if !chunk.is_empty() {
                 self.generate_chunk(requests, sampling, &chunk, known)?;
-                self.misses += chunk.iter().map(|open| open.missing.len() as u64).sum::<u64>();
-                self.report();
+                self.report(chunk.iter().map(|open| open.missing.len() as u64).sum());
             } else if !queue.is_empty() {
                 std::thread::sleep(ELSEWHERE_POLL);
             }
@@ -315,11 +303,7 @@ impl<'a> Responder<'a> {
 
     /// The next requests that nobody else is at, with the claims on them. What others have answered meanwhile goes to
     /// `known`; what they are at goes to the end of the queue.
-    fn take_chunk(
-        &mut self,
-        queue: &mut VecDeque<Open>,
-        known: &mut BTreeMap<Digest, Reply>,
-    ) -> (Vec<Open>, Vec<Claim>) {
+    fn take_chunk(&self, queue: &mut VecDeque<Open>, known: &mut BTreeMap<Digest, Reply>) -> (Vec<Open>, Vec<Claim>) {
         let (mut chunk, mut claims) = (Vec::new(), Vec::new());
         for _ in 0..queue.len() {
             if chunk.len() == CHUNK {
@@ -380,7 +364,7 @@ impl<'a> Responder<'a> {
     }
 
     fn ask_server(
-        &mut self,
+        &self,
         requests: &[Request],
         sampling: &Sampling,
         wanted: Vec<Open>,
@@ -400,26 +384,12 @@ impl<'a> Responder<'a> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let (mut hits, mut misses) = (self.hits, self.misses);
-        let mut caller = Asker {
-            responder: self,
-            server,
-            quota,
-            requests,
-            sampling,
-            known,
-            hits: &mut hits,
-            misses: &mut misses,
-            answers: 0,
-            answered: 0,
-        };
-        let result = Exchange::new(self.ctx, server, quota).run(wanted, &mut caller);
-        (self.hits, self.misses) = (hits, misses);
-        result
+        let mut caller = Asker { responder: self, server, quota, requests, sampling, known, answers: 0, answered: 0 };
+        Exchange::new(self.ctx, server, quota).run(wanted, &mut caller)
     }
 
     fn replay(
-        &mut self,
+        &self,
         requests: &[Request],
         wanted: &[Open],
         keys: &[Vec<Digest>],
@@ -435,7 +405,7 @@ impl<'a> Responder<'a> {
                 known.insert(*key, reply);
             }
         }
-        self.misses += wanted.iter().map(|open| open.missing.len() as u64).sum::<u64>();
+        self.report(wanted.iter().map(|open| open.missing.len() as u64).sum());
         Ok(())
     }
 
@@ -483,7 +453,7 @@ impl<'a> Responder<'a> {
         })?;
         let queue = order.into_iter().filter_map(|place| wanted.remove(&place)).collect();
         self.score_here(requests, options, queue, &mut known)?;
-        self.report();
+        self.report(0);
         Ok(keys.iter().map(|row| row.iter().map(|key| known[key]).collect()).collect())
     }
 
@@ -547,9 +517,9 @@ impl<'a> Responder<'a> {
             for ((key, _), score) in open.missing.iter().zip(scores) {
                 keep(self.ctx.memo.as_ref(), key, &score)?;
                 known.insert(*key, score);
-                self.misses += 1;
             }
         }
+        self.report(places.iter().map(|open| open.missing.len() as u64).sum());
         Ok(())
     }
 
@@ -587,14 +557,15 @@ impl<'a> Responder<'a> {
         quota.charge_of(prompt, longest.saturating_mul(stated("n").unwrap_or(1)))
     }
 
-    fn recall<T: for<'de> Deserialize<'de>>(&mut self, key: &Digest) -> Option<T> {
-        let value = recall(self.ctx, key)?;
-        self.hits += 1;
+    fn recall<T: for<'de> Deserialize<'de>>(&self, key: &Digest) -> Option<T> {
+        let value = self.ctx.memo.get(NAMESPACE, key).and_then(|bytes| serde_json::from_slice(&bytes).ok())?;
+        self.ctx.asking.count(1, 0);
         Some(value)
     }
 
-    fn report(&mut self) {
-        let (hits, misses) = self.ctx.asking.count(std::mem::take(&mut self.hits), std::mem::take(&mut self.misses));
+    /// Reports what the stage's answers came from, of which `answered` are new.
+    fn report(&self, answered: u64) {
+        let (hits, misses) = self.ctx.asking.count(0, answered);
         self.ctx.notes.note(Note::Memo { hits, misses });
     }
 
@@ -643,8 +614,6 @@ struct Asker<'r, 'a> {
     requests: &'r [Request],
     sampling: &'r Sampling,
     known: &'r mut BTreeMap<Digest, Reply>,
-    hits: &'r mut u64,
-    misses: &'r mut u64,
     /// Answers of this exchange, and the tokens of their prompts.
     answers: u64,
     answered: u64,
@@ -665,8 +634,7 @@ impl Caller for Asker<'_, '_> {
     }
 
     fn recall(&mut self, wanted: &Wanted) -> bool {
-        let Some(reply) = recall(self.responder.ctx, &wanted.key) else { return false };
-        *self.hits += 1;
+        let Some(reply) = self.responder.recall(&wanted.key) else { return false };
         self.known.insert(wanted.key, reply);
         true
     }
@@ -685,23 +653,9 @@ impl Caller for Asker<'_, '_> {
         self.known.insert(wanted.key, reply);
         self.answers += 1;
         self.answered += u64::from(prompt);
-        *self.misses += 1;
-        let (hits, misses) = self.responder.ctx.asking.count(std::mem::take(self.hits), std::mem::take(self.misses));
-        self.responder.ctx.notes.note(Note::Memo { hits, misses });
+        self.responder.report(1);
         Ok(())
     }
-}
-
-fn without_key(settings: &serde_json::Map<String, serde_json::Value>) -> serde_json::Map<String, serde_json::Value> {
-    settings
-        .iter()
-        .filter(|(name, _)| *name != "api_key_env")
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect()
-}
-
-fn recall<T: for<'de> Deserialize<'de>>(ctx: &Context, key: &Digest) -> Option<T> {
-    ctx.memo.get(NAMESPACE, key).and_then(|bytes| serde_json::from_slice(&bytes).ok())
 }
 
 fn keep(memo: &dyn Memo, key: &Digest, value: &impl Serialize) -> Result<(), StageError> {
