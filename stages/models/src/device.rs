@@ -47,6 +47,25 @@ fn cuda(index: usize) -> Result<Device> {
     Err(ModelError::Device(format!("CUDA device {index} was asked for, but this build has no `cuda` feature")))
 }
 
+/// Bytes of keys and values that sequences in work may take together: an eighth of what the GPU has free (padding may double it, and a
+/// copy while lanes close up once more), and 1 GiB elsewhere.
+pub(crate) fn room(device: &Device) -> usize {
+    free(device).map_or(1 << 30, |free| free / 8)
+}
+
+/// Bytes that a GPU has free.
+#[cfg(feature = "cuda")]
+pub fn free(device: &Device) -> Option<usize> {
+    let Device::Cuda(device) = device else { return None };
+    device.cuda_stream().context().mem_get_info().ok().map(|(free, _)| free)
+}
+
+/// Bytes that a GPU has free.
+#[cfg(not(feature = "cuda"))]
+pub fn free(_: &Device) -> Option<usize> {
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

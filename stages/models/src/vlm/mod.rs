@@ -7,7 +7,7 @@
 //! | [`qwen`], [`llava_next`], [`internvl`] | what each brings: configuration, weights, vision tower |
 //! | [`text`], [`vision`] | what they share: the language model, the blocks of towers and their two engines |
 //! | [`model`] | tower and language model together, differentiable |
-//! | [`infer`], [`prefill`] | the same on plain rows with cached keys and values, without gradients |
+//! | [`infer`], [`prefill`] | the language model with cached keys and values, without gradients, on two engines |
 //! | [`prefix`] | what is kept between requests |
 //! | [`prompt`] | conversations and pictures to tokens |
 
@@ -40,7 +40,8 @@ use crate::image::Processor;
 use crate::lora::{Adapter, LoraConfig};
 use crate::tokenizer::TextTokenizer;
 use crate::weights::Weights;
-use prefix::Prefixes;
+use infer::{EngineChoice, Host, Tensors, Work};
+use prefix::Store;
 
 pub use family::Config;
 pub use model::{Model, Packed, Trainable};
@@ -56,17 +57,20 @@ const KEPT_BYTES: usize = 256 << 20;
 pub struct LoadOptions {
     /// Threads of the model's own pool; results do not depend on it.
     pub threads: usize,
-    /// Type of the weights; on the CPU f32 is the fast one.
+    /// Type of the weights; on the CPU f32 is the fast one, and its own engine computes in f32 whatever it is.
     pub dtype: DType,
     /// Where the weights live.
     pub device: DeviceChoice,
     /// Bytes of encoded pictures and of keys and values that the model keeps for later requests; results do not depend on it.
     pub kept_bytes: usize,
+    /// What answers and scores: by default what fits the device.
+    pub engine: EngineChoice,
 }
 
 impl Default for LoadOptions {
     fn default() -> LoadOptions {
-        LoadOptions { threads: 1, dtype: DType::F32, device: DeviceChoice::Cpu, kept_bytes: KEPT_BYTES }
+        let (dtype, device, engine) = (DType::F32, DeviceChoice::Cpu, EngineChoice::ByDevice);
+        LoadOptions { threads: 1, dtype, device, kept_bytes: KEPT_BYTES, engine }
     }
 }
 
@@ -124,7 +128,7 @@ pub struct Vlm {
     frame: Option<[u32; 2]>,
     pool: Arc<ThreadPool>,
     /// Valid for `weights` as they are.
-    prefixes: Arc<Prefixes>,
+    prefixes: Store,
 }
 
 impl Vlm {
@@ -161,7 +165,8 @@ impl Vlm {
             .num_threads(options.threads.max(1))
             .build()
             .map_err(|error| ModelError::Setting(format!("{} threads: {error}", options.threads)))?;
-        let prefixes = Arc::new(Prefixes::new(options.kept_bytes));
+        let tensors = options.engine == EngineChoice::Tensors || !model.head().device().is_cpu();
+        let prefixes = Store::new(tensors, options.kept_bytes);
         Ok(Vlm { config, weights, model, assets, frame, pool: Arc::new(pool), prefixes })
     }
 
@@ -238,7 +243,7 @@ impl Vlm {
     /// The same model over other weights, with nothing kept of the old ones.
     fn over(&self, weights: Weights) -> Result<Vlm> {
         let model = Model::new(&self.config, &weights, Trainable::Nothing)?;
-        let prefixes = Arc::new(Prefixes::new(self.prefixes.budget()));
+        let prefixes = self.prefixes.anew();
         Ok(Vlm { weights, model, prefixes, ..self.clone() })
     }
 
@@ -324,12 +329,28 @@ impl Vlm {
         if self.threads() == 1 { work() } else { self.pool.install(work) }
     }
 
-    /// What a call may reuse and add to: what the model keeps, or nothing where somebody may change the weights.
-    pub(crate) fn prefixes(&self) -> Arc<Prefixes> {
-        match self.weights.lent() {
-            false => self.prefixes.clone(),
-            true => Arc::new(self.prefixes.keeping_nothing()),
+    /// Does work on the engine that this model runs on. What it may reuse and add to is what the model keeps, or nothing where
+    /// somebody may change the weights.
+    pub(crate) fn with_engine<W: Work>(&self, work: W) -> Result<W::Out> {
+        let store = if self.weights.lent() { self.prefixes.keeping_nothing() } else { self.prefixes.clone() };
+        match store {
+            Store::Host(prefixes) => self.weights.with_slices(|slices| {
+                work.run(&Host::new(&self.config, slices, self.threads())?, &prefixes)
+            }),
+            Store::Tensors(prefixes) => {
+                // Under an adapter the model shows the weights as they were when it came.
+                let model = match self.weights.adapter() {
+                    Some(_) => self.view(Trainable::Nothing)?,
+                    None => self.model.clone(),
+                };
+                work.run(&Tensors::new(model), &prefixes)
+            }
         }
+    }
+
+    /// Whether answers and scores are computed on tensors, as on a GPU.
+    pub fn on_tensors(&self) -> bool {
+        matches!(self.prefixes, Store::Tensors(_))
     }
 
     /// How often pictures passed the vision tower and tokens of prompts the language model, and how often they did not have to.
