@@ -24,9 +24,9 @@ const FAMILIES: [&str; 5] =
     ["tiny", "families/qwen2_vl", "families/llava_next_vicuna", "families/llava_next_mistral", "families/internvl"];
 /// How far logits may be from the host's.
 const LOGITS: f32 = 1e-4;
-/// How far logits of bf16 weights may be from the host's, which computes with the same weights in f32; measured are up to 0.08
-/// of logits up to 4.
-const LOGITS_BF16: f32 = 0.2;
+/// How far logits of bf16 weights may be from the host's, which computes with the same weights in f32: at most, and in the mean square
+/// relative to that of the logits. transformers differs from itself by up to 0.47 and 0.020 in the same models.
+const LOGITS_BF16: [f32; 2] = [0.5, 0.03];
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -141,6 +141,13 @@ fn apart(one: &[Vec<Vec<f32>>], other: &[Vec<Vec<f32>>]) -> (f32, f32) {
     (most, one.iter().fold(0.0, |most, value| value.abs().max(most)))
 }
 
+/// The root mean square of the difference of two plays, relative to the first's.
+fn spread(one: &[Vec<Vec<f32>>], other: &[Vec<Vec<f32>>]) -> f32 {
+    let pairs = || one.iter().flatten().flatten().zip(other.iter().flatten().flatten());
+    let sum = |value: fn((&f32, &f32)) -> f32| pairs().map(value).sum::<f32>();
+    (sum(|(a, b)| (a - b).powi(2)) / sum(|(a, _)| a * a)).sqrt()
+}
+
 #[test]
 fn logits_are_the_hosts_while_rows_come_and_go() {
     for family in FAMILIES {
@@ -182,9 +189,11 @@ fn bf16_is_as_near_as_bf16_is() {
         let vlm = Vlm::load(&fixtures().join(family), &load).unwrap();
         let prompts = prompts(&vlm);
         let engine = Tensors::new(vlm.model().clone());
-        let (most, top) = apart(&on_host(&vlm, &prompts, 1), &on_tensors(&engine, &prompts, 1));
-        println!("{family}, bf16: {most:e} of {top}");
-        assert!(most < LOGITS_BF16, "{family}: logits differ by {most}");
+        let (host, tensors) = (on_host(&vlm, &prompts, 1), on_tensors(&engine, &prompts, 1));
+        let (most, top) = apart(&host, &tensors);
+        let mean = spread(&host, &tensors);
+        println!("{family}, bf16: at most {most:e} of {top}, mean square {mean:e}");
+        assert!(most < LOGITS_BF16[0] && mean < LOGITS_BF16[1], "{family}: logits differ by {most}, {mean}");
         let bytes = engine.token_bytes();
         let text = vlm.config().text();
         assert_eq!(bytes, 2 * text.layers * text.heads.kv_heads * text.heads.head_dim * 2, "two bytes a value");
