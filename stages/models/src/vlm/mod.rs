@@ -137,13 +137,28 @@ impl Vlm {
     /// # Errors
     /// When a file is missing or malformed, the architecture is not supported, or the device is not there.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Vlm> {
+        let (config, assets) = Vlm::read_assets(dir)?;
+        let device = options.device.open()?;
+        let weights = Weights::read(config.specs(), &TensorFiles::open(dir)?, options.dtype, &device)?;
+        Vlm::assemble(config, weights, assets, pool(options)?, options)
+    }
+
+    /// Reads a model directory but for its weights, which are drawn: what a published model costs can be measured without it.
+    ///
+    /// # Errors
+    /// As [`Vlm::load`].
+    pub fn draw(dir: &Path, seed: u64, options: &LoadOptions) -> Result<Vlm> {
+        let (config, assets) = Vlm::read_assets(dir)?;
+        Vlm::init(config, assets, seed, options)
+    }
+
+    fn read_assets(dir: &Path) -> Result<(Config, Assets)> {
         let tokenizer = TextTokenizer::read(dir)?;
         let (config, value) = Config::read(&dir.join("config.json"), &tokenizer)?;
         let chat = ChatTemplate::read(dir, tokenizer.config())?;
         let processor = config.read_processor(dir, &value)?;
         let generation = GenerationConfig::read(dir, &config)?;
-        let weights = Weights::read(config.specs(), &TensorFiles::open(dir)?, options.dtype, &options.device.open()?)?;
-        Vlm::assemble(config, weights, Assets { tokenizer, chat, processor, generation }, options)
+        Ok((config, Assets { tokenizer, chat, processor, generation }))
     }
 
     /// Makes a model with freshly drawn weights, for pretraining.
@@ -153,18 +168,21 @@ impl Vlm {
     pub fn init(config: impl Into<Config>, assets: Assets, seed: u64, options: &LoadOptions) -> Result<Vlm> {
         let config = config.into();
         config.check().map_err(ModelError::Setting)?;
-        let weights = Weights::draw(config.specs(), seed, options.dtype, &options.device.open()?)?;
-        Vlm::assemble(config, weights, assets, options)
+        let (device, pool) = (options.device.open()?, pool(options)?);
+        let weights = pool.install(|| Weights::draw(config.specs(), seed, options.dtype, &device))?;
+        Vlm::assemble(config, weights, assets, pool, options)
     }
 
-    fn assemble(config: Config, weights: Weights, assets: Assets, options: &LoadOptions) -> Result<Vlm> {
+    fn assemble(
+        config: Config,
+        weights: Weights,
+        assets: Assets,
+        pool: ThreadPool,
+        options: &LoadOptions,
+    ) -> Result<Vlm> {
         check_agreement(&config, &assets)?;
         let model = Model::new(&config, &weights, Trainable::Nothing)?;
         let frame = config.frame(&assets.tokenizer)?;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads.max(1))
-            .build()
-            .map_err(|error| ModelError::Setting(format!("{} threads: {error}", options.threads)))?;
         let tensors = options.engine == EngineChoice::Tensors || !model.head().device().is_cpu();
         let prefixes = Store::new(tensors, options.kept_bytes);
         Ok(Vlm { config, weights, model, assets, frame, pool: Arc::new(pool), prefixes })
@@ -319,6 +337,11 @@ impl Vlm {
         self.model.head().device()
     }
 
+    /// The type of the weights.
+    pub fn dtype(&self) -> DType {
+        self.model.head().dtype()
+    }
+
     /// Number of the model's own threads.
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()
@@ -367,6 +390,12 @@ impl Vlm {
     pub fn pool(&self) -> &ThreadPool {
         &self.pool
     }
+}
+
+/// The model's own threads.
+fn pool(options: &LoadOptions) -> Result<ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.max(1)).build();
+    pool.map_err(|error| ModelError::Setting(format!("{} threads: {error}", options.threads)))
 }
 
 /// Refuses parts that were not made for each other.
