@@ -88,7 +88,7 @@ pub(super) fn options(args: &PlaceArgs, asked: &DeviceArgs) -> Result<LoadOption
         None if !BUILT => DeviceChoice::Cpu,
         Some(Device::Auto) | None => {
             let (device, why) = DeviceChoice::preferred();
-            let why = why.or_else(|| (!BUILT).then(|| "device: this build has no CUDA (docs/cuda.md)".to_owned()));
+            let why = why.or_else(|| (!BUILT).then(|| "this build has no CUDA (docs/cuda.md)".to_owned()));
             if let Some(why) = why {
                 complain(format_args!("warning: {}; computing on the CPU", why.lines().next().unwrap_or_default()));
             }
