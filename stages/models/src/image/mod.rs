@@ -13,12 +13,17 @@
 //! and how many tokens they make.
 
 pub mod anyres;
+mod curve;
 mod cut;
 pub mod decode;
 mod measure;
+mod planes;
 mod qwen;
 mod resize;
+mod share;
 pub mod tiles;
+mod turn;
+mod weigh;
 
 use std::sync::Arc;
 
@@ -32,7 +37,7 @@ pub use decode::decode;
 pub use image::RgbImage;
 pub use measure::measure;
 pub use qwen::{ImageProcessor, smart_size};
-pub use resize::{Filter, resize_bicubic};
+pub use resize::Filter;
 pub use tiles::Tiles;
 
 /// In [`Patches::picks`]: the row that ends a line of a picture.

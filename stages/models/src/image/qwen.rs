@@ -1,10 +1,10 @@
 //! Qwen's pictures: any size that is a multiple of one merged patch within a pixel budget, its ratio kept.
 
-use candle_core::{Device, Tensor};
 use image::RgbImage;
 use serde_json::{Value, json};
 
-use super::cut::{Cutter, triple, value_tables};
+use super::cut::{Cutter, triple};
+use super::planes::Planes;
 use super::resize::{Filter, resize};
 use super::{Patches, merge_order};
 use crate::error::{ModelError, Result};
@@ -120,24 +120,21 @@ impl ImageProcessor {
             if [width, height].iter().any(|side| !(*side as usize).is_multiple_of(factor)) {
                 return refuse(&format!("resizing is off, so both sides must be multiples of {factor}"));
             }
-            return self.cut(image);
+            return self.cut(&Planes::of(image));
         }
         if width.max(height) > 200 * width.min(height) {
             return refuse("one side is more than 200 times the other");
         }
         let (rows, columns) = smart_size(height as usize, width as usize, factor, self.min_pixels, self.max_pixels);
-        self.cut(&resize(image, columns as u32, rows as u32, filter))
+        self.cut(&resize(image, columns, rows, filter))
     }
 
     /// Patches of a picture whose sides already fit, in merge-window order.
-    fn cut(&self, image: &RgbImage) -> Result<Patches> {
+    fn cut(&self, picture: &Planes) -> Result<Patches> {
         let (p, m) = (self.patch_size, self.merge_size);
-        let (rows, columns) = (image.height() as usize / p, image.width() as usize / p);
-        let cutter =
-            Cutter { patch: p, repeat: self.temporal_patch_size, tables: value_tables(self.rescale, self.normalise) };
-        let mut pixels = Vec::with_capacity(rows * columns * cutter.width());
-        cutter.cut(image, merge_order(rows, columns, m), &mut pixels);
-        let pixels = Tensor::from_vec(pixels, (rows * columns, cutter.width()), &Device::Cpu)?;
+        let (rows, columns) = (picture.height / p, picture.width / p);
+        let cutter = Cutter::new(p, self.temporal_patch_size, self.rescale, self.normalise);
+        let pixels = cutter.cut(&[(picture, merge_order(rows, columns, m).collect())])?;
         Ok(Patches { pixels, grid: [1, rows, columns], tokens: rows * columns / (m * m), picks: None })
     }
 }

@@ -4,7 +4,8 @@
 
 use image::RgbImage;
 
-use crate::kernel::lanes::wide;
+use super::planes::{Planes, split};
+use super::weigh::{Tap, Taps, horizontal, vertical};
 
 /// Whose bicubic filter. Where contrasts are hard, the two differ by some grey levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,18 +19,6 @@ pub enum Filter {
 
 /// Pillow's fixed-point fraction bits of a filter weight.
 const PRECISION: u32 = 22;
-
-/// Fixed-point weights of every target pixel.
-struct Taps {
-    taps: Vec<Tap>,
-    precision: u32,
-}
-
-/// Source pixels that one target pixel reads: where they start and what each counts.
-struct Tap {
-    start: usize,
-    weights: Vec<i32>,
-}
 
 fn cubic(x: f64) -> f64 {
     const A: f64 = -0.5;
@@ -47,117 +36,51 @@ fn taps(source: usize, target: usize, filter: Filter) -> Taps {
     let scale = source as f64 / target as f64;
     let stretch = scale.max(1.0);
     let support = 2.0 * stretch;
-    let exact: Vec<(usize, Vec<f64>)> = (0..target)
-        .map(|index| {
-            let centre = (index as f64 + 0.5) * scale;
-            let start = ((centre - support + 0.5) as i64).max(0) as usize;
-            let end = ((centre + support + 0.5) as usize).min(source);
-            let raw: Vec<f64> = (start..end).map(|x| cubic((x as f64 - centre + 0.5) * (1.0 / stretch))).collect();
-            let total: f64 = raw.iter().sum();
-            (start, raw.into_iter().map(|weight| weight / total).collect())
-        })
-        .collect();
+    let mut exact: Vec<f64> = Vec::new();
+    let mut taps = Vec::with_capacity(target);
+    for index in 0..target {
+        let centre = (index as f64 + 0.5) * scale;
+        let start = ((centre - support + 0.5) as i64).max(0) as usize;
+        let end = ((centre + support + 0.5) as usize).min(source);
+        let first = exact.len();
+        exact.extend((start..end).map(|x| cubic((x as f64 - centre + 0.5) * (1.0 / stretch))));
+        let total: f64 = exact[first..].iter().sum();
+        exact[first..].iter_mut().for_each(|weight| *weight /= total);
+        taps.push(Tap { start, first, count: end - start });
+    }
     let precision = match filter {
         Filter::Pillow => PRECISION,
         Filter::Torchvision => {
-            let largest = exact.iter().flat_map(|(_, weights)| weights).copied().fold(0.0, f64::max);
+            let largest = exact.iter().copied().fold(0.0, f64::max);
             let fits = |bits: &u32| ((0.5 + largest * f64::from(1 << (bits + 1))) as i64) < 1 << 15;
             (0..PRECISION).take_while(fits).count() as u32
         }
     };
     let fixed = |weight: f64| (weight * f64::from(1 << precision)).round() as i32;
-    let tap = |(start, weights): (usize, Vec<f64>)| Tap { start, weights: weights.into_iter().map(fixed).collect() };
-    Taps { taps: exact.into_iter().map(tap).collect(), precision }
+    Taps { taps, weights: exact.into_iter().map(fixed).collect(), precision }
 }
 
-impl Taps {
-    /// What the sums of weighted bytes begin with: a half, so that dropping the fraction rounds.
-    fn half(&self) -> i32 {
-        1 << (self.precision - 1)
-    }
-}
-
-#[inline(always)]
-fn byte(sum: i32, precision: u32) -> u8 {
-    (sum >> precision).clamp(0, 255) as u8
-}
-
-/// A picture of another size, by either filter.
-pub(super) fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
-    match filter {
-        Filter::Pillow => resize_bicubic(image, width, height),
-        Filter::Torchvision => vertical(&horizontal(image, width, filter), height, filter),
-    }
-}
-
-/// Pillow's `Image.resize((width, height), BICUBIC)`.
+/// A picture of another size, its channels apart.
 ///
 /// Since version 13 Pillow takes the vertical pass first where the height shrinks by more than twice as many pixels as the width;
 /// earlier versions never do. Rounding between the passes makes the two differ by some grey levels where contrasts are hard.
-pub fn resize_bicubic(image: &RgbImage, width: u32, height: u32) -> RgbImage {
-    let [shrink_x, shrink_y] =
-        [(image.width(), width), (image.height(), height)].map(|(from, to)| i64::from(from) - i64::from(to));
-    if shrink_y > 0 && shrink_y > 2 * shrink_x {
-        return horizontal(&vertical(image, height, Filter::Pillow), width, Filter::Pillow);
-    }
-    vertical(&horizontal(image, width, Filter::Pillow), height, Filter::Pillow)
+/// Torchvision never does.
+pub(super) fn resize(image: &RgbImage, width: usize, height: usize, filter: Filter) -> Planes {
+    let from = [image.width(), image.height()].map(|side| side as usize);
+    let [shrink_x, shrink_y] = [from[0] as i64 - width as i64, from[1] as i64 - height as i64];
+    let bytes = if filter == Filter::Pillow && shrink_y > 0 && shrink_y > 2 * shrink_x {
+        let lines = vertical(image.as_raw(), 3 * from[0], &taps(from[1], height, filter));
+        widen(&lines, from[0], width, filter)
+    } else {
+        let lines = widen(image.as_raw(), from[0], width, filter);
+        if from[1] == height { lines } else { vertical(&lines, 3 * width, &taps(from[1], height, filter)) }
+    };
+    Planes { width, height, bytes }
 }
 
-fn horizontal(image: &RgbImage, width: u32, filter: Filter) -> RgbImage {
-    if width == image.width() {
-        return image.clone();
-    }
-    let taps = taps(image.width() as usize, width as usize, filter);
-    let mut out = RgbImage::new(width, image.height());
-    let (from, to) = (3 * image.width() as usize, 3 * width as usize);
-    for (line, out) in image.as_raw().chunks_exact(from).zip(out.chunks_exact_mut(to)) {
-        weigh_pixels(line, &taps, out);
-    }
-    out
-}
-
-fn vertical(image: &RgbImage, height: u32, filter: Filter) -> RgbImage {
-    if height == image.height() {
-        return image.clone();
-    }
-    let taps = taps(image.height() as usize, height as usize, filter);
-    let mut out = RgbImage::new(image.width(), height);
-    let size = 3 * image.width() as usize;
-    let mut sums = vec![0; size];
-    for (tap, out) in taps.taps.iter().zip(out.chunks_exact_mut(size)) {
-        sums.fill(taps.half());
-        weigh_lines(&image.as_raw()[tap.start * size..], tap, taps.precision, &mut sums, out);
-    }
-    out
-}
-
-wide! {
-    fn weigh_pixels(line: &[u8], taps: &Taps, out: &mut [u8]) {
-        for (tap, out) in taps.taps.iter().zip(out.chunks_exact_mut(3)) {
-            let mut sums = [taps.half(); 3];
-            for (pixel, weight) in line[3 * tap.start..].chunks_exact(3).zip(&tap.weights) {
-                for (sum, value) in sums.iter_mut().zip(pixel) {
-                    *sum += i32::from(*value) * weight;
-                }
-            }
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = byte(sum, taps.precision);
-            }
-        }
-    }
-}
-
-wide! {
-    fn weigh_lines(lines: &[u8], tap: &Tap, precision: u32, sums: &mut [i32], out: &mut [u8]) {
-        for (line, weight) in lines.chunks_exact(sums.len()).zip(&tap.weights) {
-            for (sum, value) in sums.iter_mut().zip(line) {
-                *sum += i32::from(*value) * weight;
-            }
-        }
-        for (out, sum) in out.iter_mut().zip(sums.iter()) {
-            *out = byte(*sum, precision);
-        }
-    }
+/// Lines of pixels as lines of parted channels of another width.
+fn widen(lines: &[u8], from: usize, to: usize, filter: Filter) -> Vec<u8> {
+    if from == to { split(lines, from) } else { horizontal(lines, from, &taps(from, to, filter)) }
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
 //! InternVL's pictures: a grid of square tiles whose ratio is nearest to the picture's, then the whole picture as one more tile.
 
-use candle_core::{Device, Tensor};
 use image::RgbImage;
 use serde_json::{Value, json};
 
-use super::cut::{Cutter, triple, value_tables};
+use super::cut::{Cutter, triple};
 use super::resize::{Filter, resize};
 use super::{Patches, merge_order};
 use crate::error::{ModelError, Result};
@@ -149,21 +148,14 @@ impl Tiles {
             true => self.canvas(width as usize, height as usize),
             false => (1, 1),
         };
-        let (side, tile) = (self.tile / self.patch_size, self.tile as u32);
-        let cutter = Cutter { patch: self.patch_size, repeat: 1, tables: value_tables(self.rescale, self.normalise) };
-        let canvas = resize(image, columns as u32 * tile, rows as u32 * tile, filter);
-        let mut pixels = Vec::new();
-        for (row, column) in merge_order(rows, columns, 1) {
-            let places = merge_order(side, side, 1).map(|(y, x)| (row * side + y, column * side + x));
-            cutter.cut(&canvas, places, &mut pixels);
-        }
-        let mut tiles = rows * columns;
-        if tiles > 1 {
-            cutter.cut(&resize(image, tile, tile, filter), merge_order(side, side, 1), &mut pixels);
-            tiles += 1;
-        }
+        let side = self.tile / self.patch_size;
+        let canvas = resize(image, columns * self.tile, rows * self.tile, filter);
+        let whole = (rows * columns > 1).then(|| resize(image, self.tile, self.tile, filter));
+        let mut parts = vec![(&canvas, merge_order(rows * side, columns * side, side).collect())];
+        parts.extend(whole.iter().map(|whole| (whole, merge_order(side, side, 1).collect())));
+        let tiles = rows * columns + parts.len() - 1;
         Ok(Patches {
-            pixels: Tensor::from_vec(pixels, (tiles * side * side, cutter.width()), &Device::Cpu)?,
+            pixels: Cutter::new(self.patch_size, 1, self.rescale, self.normalise).cut(&parts)?,
             grid: [tiles, side, side],
             tokens: tiles * self.tile_tokens(),
             picks: None,

@@ -1,0 +1,93 @@
+//! The two passes of a filter: weighted sums of pixels.
+//!
+//! The vertical pass adds up whole lines, so that neighbouring bytes are neighbouring lanes, whatever channels they are of. The
+//! horizontal pass is the vertical pass of the picture on its side: it turns a few lines at a time, which stay in the nearest cache, and
+//! turns the sums back. On the way back the channels part, as [`Planes`](super::planes::Planes) want them.
+
+use super::share::share;
+use super::turn::{SIDE, turn, turn_back};
+use crate::kernel::lanes::wide;
+
+/// Bytes whose sums stay in registers: a pixel of each line that is turned.
+const LANES: usize = 3 * SIDE;
+/// Lines that one thread takes at a time.
+const LINES: usize = 8;
+
+/// Fixed-point weights of every target pixel.
+pub(super) struct Taps {
+    /// The source pixels that a target pixel reads.
+    pub(super) taps: Vec<Tap>,
+    /// Weights of all target pixels.
+    pub(super) weights: Vec<i32>,
+    /// Fraction bits of a weight.
+    pub(super) precision: u32,
+}
+
+/// What one target pixel reads.
+pub(super) struct Tap {
+    /// The first source pixel.
+    pub(super) start: usize,
+    /// Where its weights begin.
+    pub(super) first: usize,
+    /// How many source pixels, and weights.
+    pub(super) count: usize,
+}
+
+/// The lines of a picture of another height; a line is `size` bytes, its channels in any order.
+pub(super) fn vertical(lines: &[u8], size: usize, taps: &Taps) -> Vec<u8> {
+    let mut out = vec![0; size * taps.taps.len()];
+    share(&mut out, LINES * size, || (), |(), index, out| weigh(lines, size, taps, index * LINES, out));
+    out
+}
+
+/// The lines of a picture of another width, their channels apart.
+pub(super) fn horizontal(lines: &[u8], width: usize, taps: &Taps) -> Vec<u8> {
+    let target = taps.taps.len();
+    let (from, to) = (3 * width, 3 * target);
+    let mut out = vec![0; lines.len() / from * to];
+    let buffers = || (vec![0; from * SIDE], vec![0; to * SIDE]);
+    share(&mut out, to * SIDE, buffers, |(turned, sums), index, out| {
+        turn(&lines[index * from * SIDE..][..out.len() / to * from], from, turned);
+        weigh(turned, LANES, taps, 0, sums);
+        turn_back(sums, target, out);
+    });
+    out
+}
+
+wide! {
+    /// Weighted sums of lines of `size` bytes, for the target lines from `first` on.
+    fn weigh(lines: &[u8], size: usize, taps: &Taps, first: usize, out: &mut [u8]) {
+        // A half, so that dropping the fraction rounds.
+        let half = 1 << (taps.precision - 1);
+        for (tap, out) in taps.taps[first..].iter().zip(out.chunks_exact_mut(size)) {
+            let (lines, weights) = (&lines[tap.start * size..], &taps.weights[tap.first..][..tap.count]);
+            if size < LANES {
+                for (lane, out) in out.iter_mut().enumerate() {
+                    let column = lines[lane..].iter().step_by(size).zip(weights);
+                    *out = byte(column.fold(half, |sum, (value, weight)| sum + i32::from(*value) * weight), taps.precision);
+                }
+                continue;
+            }
+            for start in (0..size).step_by(LANES) {
+                // The last stretch may lie over the one before.
+                let start = start.min(size - LANES);
+                let mut sums = [half; LANES];
+                for (line, weight) in lines.chunks_exact(size).zip(weights) {
+                    let values: &[u8; LANES] = line[start..].first_chunk().expect("a stretch of the line");
+                    for lane in 0..LANES {
+                        sums[lane] += i32::from(values[lane]) * weight;
+                    }
+                }
+                let out: &mut [u8; LANES] = out[start..].first_chunk_mut().expect("a stretch of the line");
+                for lane in 0..LANES {
+                    out[lane] = byte(sums[lane], taps.precision);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn byte(sum: i32, precision: u32) -> u8 {
+    (sum >> precision).clamp(0, 255) as u8
+}
