@@ -44,14 +44,25 @@ impl Curve {
         Curve { table, formula }
     }
 
-    /// Writes the values of `bytes` to each of the frames that `out` consists of.
+    /// Writes the values of a square of `side` bytes to the front of `out`, line after line, and perhaps some more behind the last; the
+    /// square's lines are `stride` bytes apart.
     #[inline(always)]
-    pub(super) fn draw(&self, bytes: &[u8], out: &mut [MaybeUninit<f32>]) {
+    pub(super) fn draw(&self, bytes: &[u8], stride: usize, side: usize, out: &mut [MaybeUninit<f32>]) {
+        let (last_line, last) = ((side - 1) * stride, (side - 1) * side);
         match &self.formula {
-            Some(formula) if bytes.len() >= LANES => formula.draw(bytes, out),
+            Some(formula) if side <= LANES && bytes.len() >= last_line + LANES && out.len() >= last + LANES => {
+                for y in 0..side {
+                    let bytes: &[u8; LANES] = bytes[y * stride..].first_chunk().expect("a line and more");
+                    let out: &mut [_; LANES] = out[y * side..].first_chunk_mut().expect("a line and more");
+                    for lane in 0..LANES {
+                        out[lane] = MaybeUninit::new(formula.value(bytes[lane]));
+                    }
+                }
+            }
             _ => {
-                for frame in out.chunks_exact_mut(bytes.len()) {
-                    for (out, byte) in frame.iter_mut().zip(bytes) {
+                for y in 0..side {
+                    let (bytes, out) = (&bytes[y * stride..][..side], &mut out[y * side..][..side]);
+                    for (out, byte) in out.iter_mut().zip(bytes) {
                         out.write(self.table[usize::from(*byte)]);
                     }
                 }
@@ -68,23 +79,6 @@ impl Formula {
         let difference = scaled - self.mean;
         let near = difference * self.inverse;
         (-near).mul_add(self.std, difference).mul_add(self.inverse, near)
-    }
-
-    #[inline(always)]
-    fn draw(&self, bytes: &[u8], out: &mut [MaybeUninit<f32>]) {
-        let size = bytes.len();
-        for start in (0..size).step_by(LANES) {
-            // The last stretch may lie over the one before.
-            let start = start.min(size - LANES);
-            let bytes: &[u8; LANES] = bytes[start..].first_chunk().expect("a stretch of the bytes");
-            let mut values = [0.0; LANES];
-            for lane in 0..LANES {
-                values[lane] = self.value(bytes[lane]);
-            }
-            for frame in out.chunks_exact_mut(size) {
-                *frame[start..].first_chunk_mut().expect("a stretch of the frame") = values.map(MaybeUninit::new);
-            }
-        }
     }
 
     /// Whether all bytes become what the table says, to the bit.

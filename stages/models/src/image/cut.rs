@@ -15,8 +15,6 @@ use crate::kernel::lanes::wide;
 
 /// Patches that one thread takes at a time.
 const PATCHES: usize = 16;
-/// Bytes that are copied at once: a register.
-const COPIED: usize = 16;
 
 /// How a picture, or a part of one, becomes rows of values: channel after channel, each a patch of lines.
 pub(super) struct Cutter {
@@ -54,41 +52,32 @@ impl Cutter {
         for (picture, places) in parts {
             let (own, others) = free.split_at_mut(places.len() * width);
             free = others;
-            share(own, PATCHES * width, || vec![0; self.patch * self.patch + COPIED], |square, index, out| {
-                for (place, out) in places[index * PATCHES..].iter().zip(out.chunks_exact_mut(width)) {
-                    cut_patch(self, picture, *place, square, out);
-                }
+            share(own, PATCHES * width, || (), |(), index, out| {
+                cut_run(self, picture, &places[index * PATCHES..][..out.len() / width], out);
             });
         }
-        // SAFETY: `cut_patch` has written every value of every row.
+        // SAFETY: `cut_run` has written every value of every row.
         unsafe { values.set_len(rows * width) };
         Ok(Tensor::from_vec(values, (rows, width), &Device::Cpu)?)
     }
 }
 
 wide! {
-    /// Writes all values of one patch; `square` has room for its bytes and a copy's more.
-    fn cut_patch(cutter: &Cutter, picture: &Planes, place: (usize, usize), square: &mut [u8], out: &mut [MaybeUninit<f32>]) {
-        let (p, (row, column)) = (cutter.patch, place);
-        assert!(out.len() == cutter.width());
-        for (channel, out) in out.chunks_exact_mut(cutter.repeat * p * p).enumerate() {
-            for y in 0..p {
-                let line = (3 * (row * p + y) + channel) * picture.width;
-                copy(&picture.bytes[line + column * p..], p, &mut square[y * p..]);
+    /// Writes all values of the patches at some places, from the first to the last: what is written behind a line is written over.
+    fn cut_run(cutter: &Cutter, picture: &Planes, places: &[(usize, usize)], out: &mut [MaybeUninit<f32>]) {
+        let (p, frame) = (cutter.patch, cutter.patch * cutter.patch);
+        assert!(out.len() == places.len() * cutter.width());
+        let mut begin = 0;
+        for (row, column) in places {
+            for (channel, curve) in cutter.curves.iter().enumerate() {
+                let lines = &picture.bytes[(3 * row * p + channel) * picture.width + column * p..];
+                curve.draw(lines, 3 * picture.width, p, &mut out[begin..]);
+                for again in 1..cutter.repeat {
+                    let (first, rest) = out[begin..].split_at_mut(again * frame);
+                    rest[..frame].copy_from_slice(&first[..frame]);
+                }
+                begin += cutter.repeat * frame;
             }
-            cutter.curves[channel].draw(&square[..p * p], out);
-        }
-    }
-}
-
-/// The first `count` bytes and perhaps some more, a register at a time: a call costs more than so short a copy.
-#[inline(always)]
-fn copy(from: &[u8], count: usize, to: &mut [u8]) {
-    for start in (0..count).step_by(COPIED) {
-        let (from, to) = (&from[start..], &mut to[start..]);
-        match (from.first_chunk::<COPIED>(), to.first_chunk_mut::<COPIED>()) {
-            (Some(from), Some(to)) => *to = *from,
-            _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
         }
     }
 }
