@@ -9,10 +9,10 @@ use std::sync::Arc;
 use image::RgbImage;
 use serde_json::{Value, json};
 
-use super::cut::{Cutter, triple};
-use super::planes::Planes;
-use super::resize::{Filter, resize};
-use super::{NEWLINE, Patches, merge_order};
+use super::canvas::Canvas;
+use super::cut::{Cutter, Part, triple};
+use super::resize::{Filter, Resized};
+use super::{NEWLINE, Patches};
 use crate::error::{ModelError, Result};
 
 /// The settings of `preprocessor_config.json`, LLaVA-NeXT's kind.
@@ -105,10 +105,8 @@ impl AnyRes {
         let best = best_resolution([height as usize, width as usize], &self.pinpoints);
         let side = self.tile / self.patch_size;
         let [rows, columns] = best.map(|length| length / self.tile);
-        let whole = resize(image, self.tile, self.tile, filter);
-        let canvas = fit(image, best, filter);
-        let parts =
-            [(&whole, merge_order(side, side, 1).collect()), (&canvas, merge_order(rows * side, columns * side, side).collect())];
+        let whole = Canvas::of(Resized::new(image, [self.tile; 2], filter));
+        let parts = [whole, fit(image, best, filter)].map(|canvas| Part { canvas, block: side });
         let picks = picks([height as usize, width as usize], [rows, columns], side);
         Ok(Patches {
             pixels: Cutter::new(self.patch_size, 1, self.rescale, self.normalise).cut(&parts)?,
@@ -153,14 +151,14 @@ pub fn best_resolution(size: [usize; 2], resolutions: &[[usize; 2]]) -> [usize; 
 }
 
 /// The picture as large as a canvas (height, width) allows, in its middle, black around it.
-fn fit(image: &RgbImage, [rows, columns]: [usize; 2], filter: Filter) -> Planes {
+fn fit(image: &RgbImage, [rows, columns]: [usize; 2], filter: Filter) -> Canvas<'_> {
     let (width, height) = (f64::from(image.width()), f64::from(image.height()));
     let (wide, high) = (columns as f64 / width, rows as f64 / height);
     let (new_width, new_height) = match wide < high {
         true => (columns, ((height * wide).ceil() as usize).min(rows)),
         false => (((width * high).ceil() as usize).min(columns), rows),
     };
-    resize(image, new_width, new_height, filter).centred(columns, rows)
+    Canvas::around(Resized::new(image, [new_width, new_height], filter), [columns, rows])
 }
 
 /// The tower's row of every token: the first tile's rows, then the grid's lines without padding, a newline behind each.

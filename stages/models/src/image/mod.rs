@@ -13,14 +13,13 @@
 //! and how many tokens they make.
 
 pub mod anyres;
+mod canvas;
 mod curve;
 mod cut;
 pub mod decode;
 mod measure;
-mod planes;
 mod qwen;
 mod resize;
-mod share;
 pub mod tiles;
 mod turn;
 mod weigh;

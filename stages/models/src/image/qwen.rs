@@ -3,10 +3,10 @@
 use image::RgbImage;
 use serde_json::{Value, json};
 
-use super::cut::{Cutter, triple};
-use super::planes::Planes;
-use super::resize::{Filter, resize};
-use super::{Patches, merge_order};
+use super::Patches;
+use super::canvas::Canvas;
+use super::cut::{Cutter, Part, triple};
+use super::resize::{Filter, Resized};
 use crate::error::{ModelError, Result};
 
 const QWEN2_5: &str = "Qwen2_5_VLProcessor";
@@ -120,22 +120,22 @@ impl ImageProcessor {
             if [width, height].iter().any(|side| !(*side as usize).is_multiple_of(factor)) {
                 return refuse(&format!("resizing is off, so both sides must be multiples of {factor}"));
             }
-            return self.cut(&Planes::of(image));
+            return self.cut(Resized::same(image));
         }
         if width.max(height) > 200 * width.min(height) {
             return refuse("one side is more than 200 times the other");
         }
         let (rows, columns) = smart_size(height as usize, width as usize, factor, self.min_pixels, self.max_pixels);
-        self.cut(&resize(image, columns, rows, filter))
+        self.cut(Resized::new(image, [columns, rows], filter))
     }
 
     /// Patches of a picture whose sides already fit, in merge-window order.
-    fn cut(&self, picture: &Planes) -> Result<Patches> {
-        let (p, m) = (self.patch_size, self.merge_size);
-        let (rows, columns) = (picture.height / p, picture.width / p);
-        let cutter = Cutter::new(p, self.temporal_patch_size, self.rescale, self.normalise);
-        let pixels = cutter.cut(&[(picture, merge_order(rows, columns, m).collect())])?;
-        Ok(Patches { pixels, grid: [1, rows, columns], tokens: rows * columns / (m * m), picks: None })
+    fn cut(&self, picture: Resized) -> Result<Patches> {
+        let [columns, rows] = picture.size.map(|side| side / self.patch_size);
+        let cutter = Cutter::new(self.patch_size, self.temporal_patch_size, self.rescale, self.normalise);
+        let pixels = cutter.cut(&[Part { canvas: Canvas::of(picture), block: self.merge_size }])?;
+        let tokens = rows * columns / (self.merge_size * self.merge_size);
+        Ok(Patches { pixels, grid: [1, rows, columns], tokens, picks: None })
     }
 }
 

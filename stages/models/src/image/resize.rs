@@ -2,10 +2,11 @@
 //! Torchvision's is the same on fewer bits, as many as let the largest weight fit 16, and its passes have a fixed order.
 //! Sums are whole numbers, so that their order is free.
 
+use std::ops::Range;
+
 use image::RgbImage;
 
-use super::planes::{Planes, split};
-use super::weigh::{Tap, Taps, horizontal, vertical};
+use super::weigh::{Tap, Taps, horizontal, split, vertical};
 
 /// Whose bicubic filter. Where contrasts are hard, the two differ by some grey levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -60,27 +61,56 @@ fn taps(source: usize, target: usize, filter: Filter) -> Taps {
     Taps { taps, weights: exact.into_iter().map(fixed).collect(), precision }
 }
 
-/// A picture of another size, its channels apart.
-///
-/// Since version 13 Pillow takes the vertical pass first where the height shrinks by more than twice as many pixels as the width;
-/// earlier versions never do. Rounding between the passes makes the two differ by some grey levels where contrasts are hard.
-/// Torchvision never does.
-pub(super) fn resize(image: &RgbImage, width: usize, height: usize, filter: Filter) -> Planes {
-    let from = [image.width(), image.height()].map(|side| side as usize);
-    let [shrink_x, shrink_y] = [from[0] as i64 - width as i64, from[1] as i64 - height as i64];
-    let bytes = if filter == Filter::Pillow && shrink_y > 0 && shrink_y > 2 * shrink_x {
-        let lines = vertical(image.as_raw(), 3 * from[0], &taps(from[1], height, filter));
-        widen(&lines, from[0], width, filter)
-    } else {
-        let lines = widen(image.as_raw(), from[0], width, filter);
-        if from[1] == height { lines } else { vertical(&lines, 3 * width, &taps(from[1], height, filter)) }
-    };
-    Planes { width, height, bytes }
+/// A picture of another size, of which any lines can be had.
+pub(super) struct Resized<'a> {
+    image: &'a RgbImage,
+    /// Width and height in pixels.
+    pub(super) size: [usize; 2],
+    /// The weights of each pass that is needed.
+    across: Option<Taps>,
+    down: Option<Taps>,
+    down_first: bool,
 }
 
-/// Lines of pixels as lines of parted channels of another width.
-fn widen(lines: &[u8], from: usize, to: usize, filter: Filter) -> Vec<u8> {
-    if from == to { split(lines, from) } else { horizontal(lines, from, &taps(from, to, filter)) }
+impl<'a> Resized<'a> {
+    /// An image that has a pixel, of another size.
+    ///
+    /// Since version 13 Pillow takes the vertical pass first where the height shrinks by more than twice as many pixels as the width;
+    /// earlier versions never do. Rounding between the passes makes the two differ by some grey levels where contrasts are hard.
+    /// Torchvision never does.
+    pub(super) fn new(image: &'a RgbImage, size: [usize; 2], filter: Filter) -> Resized<'a> {
+        let from = [image.width(), image.height()].map(|side| side as usize);
+        let [shrink_x, shrink_y] = [0, 1].map(|axis| from[axis] as i64 - size[axis] as i64);
+        let pass = |axis: usize| (from[axis] != size[axis]).then(|| taps(from[axis], size[axis], filter));
+        let down_first = filter == Filter::Pillow && shrink_y > 0 && shrink_y > 2 * shrink_x;
+        Resized { image, size, across: pass(0), down: pass(1), down_first }
+    }
+
+    /// A picture as it is.
+    pub(super) fn same(image: &'a RgbImage) -> Resized<'a> {
+        let size = [image.width(), image.height()].map(|side| side as usize);
+        Resized::new(image, size, Filter::default())
+    }
+
+    /// Some lines, one at least; each holds all its red values, all green, all blue.
+    pub(super) fn lines(&self, lines: Range<usize>) -> Vec<u8> {
+        let size = 3 * self.image.width() as usize;
+        let source = |lines: Range<usize>| &self.image.as_raw()[lines.start * size..lines.end * size];
+        match &self.down {
+            None => self.widen(source(lines)),
+            Some(down) if self.down_first => self.widen(&vertical(source(down.sources(&lines)), size, down, lines)),
+            Some(down) => vertical(&self.widen(source(down.sources(&lines))), 3 * self.size[0], down, lines),
+        }
+    }
+
+    /// Lines of pixels as wide as the image, as lines of parted channels of the wanted width.
+    fn widen(&self, lines: &[u8]) -> Vec<u8> {
+        let width = self.image.width() as usize;
+        match &self.across {
+            None => split(lines, width),
+            Some(across) => horizontal(lines, width, across),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 use image::RgbImage;
 use serde_json::{Value, json};
 
-use super::cut::{Cutter, triple};
-use super::resize::{Filter, resize};
-use super::{Patches, merge_order};
+use super::Patches;
+use super::canvas::Canvas;
+use super::cut::{Cutter, Part, triple};
+use super::resize::{Filter, Resized};
 use crate::error::{ModelError, Result};
 
 /// The settings of InternVL's picture processor.
@@ -148,15 +149,19 @@ impl Tiles {
             true => self.canvas(width as usize, height as usize),
             false => (1, 1),
         };
-        let side = self.tile / self.patch_size;
-        let canvas = resize(image, columns * self.tile, rows * self.tile, filter);
-        let whole = (rows * columns > 1).then(|| resize(image, self.tile, self.tile, filter));
-        let mut parts = vec![(&canvas, merge_order(rows * side, columns * side, side).collect())];
-        parts.extend(whole.iter().map(|whole| (whole, merge_order(side, side, 1).collect())));
+        let block = self.tile / self.patch_size;
+        let part = |columns: usize, rows: usize| {
+            let size = [columns, rows].map(|tiles| tiles * self.tile);
+            Part { canvas: Canvas::of(Resized::new(image, size, filter)), block }
+        };
+        let mut parts = vec![part(columns, rows)];
+        if rows * columns > 1 {
+            parts.push(part(1, 1));
+        }
         let tiles = rows * columns + parts.len() - 1;
         Ok(Patches {
             pixels: Cutter::new(self.patch_size, 1, self.rescale, self.normalise).cut(&parts)?,
-            grid: [tiles, side, side],
+            grid: [tiles, block, block],
             tokens: tiles * self.tile_tokens(),
             picks: None,
         })

@@ -2,16 +2,16 @@
 //!
 //! The vertical pass adds up whole lines, so that neighbouring bytes are neighbouring lanes, whatever channels they are of. The
 //! horizontal pass is the vertical pass of the picture on its side: it turns a few lines at a time, which stay in the nearest cache, and
-//! turns the sums back. On the way back the channels part, as [`Planes`](super::planes::Planes) want them.
+//! turns the sums back. On the way back the channels part: a line then holds all its red values, all green, all blue, which is what
+//! patches are cut from.
 
-use super::share::share;
+use std::ops::Range;
+
 use super::turn::{SIDE, turn, turn_back};
 use crate::kernel::lanes::wide;
 
 /// Bytes whose sums stay in registers: a pixel of each line that is turned.
 const LANES: usize = 3 * SIDE;
-/// Lines that one thread takes at a time.
-const LINES: usize = 8;
 
 /// Fixed-point weights of every target pixel.
 pub(super) struct Taps {
@@ -33,34 +33,49 @@ pub(super) struct Tap {
     pub(super) count: usize,
 }
 
-/// The lines of a picture of another height; a line is `size` bytes, its channels in any order.
-pub(super) fn vertical(lines: &[u8], size: usize, taps: &Taps) -> Vec<u8> {
-    let mut out = vec![0; size * taps.taps.len()];
-    share(&mut out, LINES * size, || (), |(), index, out| weigh(lines, size, taps, index * LINES, out));
+impl Taps {
+    /// The source pixels that some target pixels, one at least, read.
+    pub(super) fn sources(&self, targets: &Range<usize>) -> Range<usize> {
+        let last = &self.taps[targets.end - 1];
+        self.taps[targets.start].start..last.start + last.count
+    }
+}
+
+/// The target lines of a picture of another height, from the source lines that they read; a line is `size` bytes.
+pub(super) fn vertical(lines: &[u8], size: usize, taps: &Taps, targets: Range<usize>) -> Vec<u8> {
+    let mut out = vec![0; size * targets.len()];
+    weigh(lines, size, taps, targets.start, &mut out);
     out
 }
 
-/// The lines of a picture of another width, their channels apart.
+/// Lines of `width` pixels as lines of another width, channels apart.
 pub(super) fn horizontal(lines: &[u8], width: usize, taps: &Taps) -> Vec<u8> {
-    let target = taps.taps.len();
-    let (from, to) = (3 * width, 3 * target);
+    let (from, to) = (3 * width, 3 * taps.taps.len());
     let mut out = vec![0; lines.len() / from * to];
-    let buffers = || (vec![0; from * SIDE], vec![0; to * SIDE]);
-    share(&mut out, to * SIDE, buffers, |(turned, sums), index, out| {
-        turn(&lines[index * from * SIDE..][..out.len() / to * from], from, turned);
-        weigh(turned, LANES, taps, 0, sums);
-        turn_back(sums, target, out);
-    });
+    let (mut turned, mut sums) = (vec![0; from * SIDE], vec![0; to * SIDE]);
+    for (lines, out) in lines.chunks(from * SIDE).zip(out.chunks_mut(to * SIDE)) {
+        turn(lines, from, &mut turned);
+        weigh(&turned, LANES, taps, 0, &mut sums);
+        turn_back(&sums, to / 3, out);
+    }
+    out
+}
+
+/// Lines of `width` pixels, channels apart.
+pub(super) fn split(lines: &[u8], width: usize) -> Vec<u8> {
+    let mut out = vec![0; lines.len()];
+    part(lines, width, &mut out);
     out
 }
 
 wide! {
-    /// Weighted sums of lines of `size` bytes, for the target lines from `first` on.
+    /// Weighted sums of lines of `size` bytes, for the target lines from `first` on; the first of the lines is the first that is read.
     fn weigh(lines: &[u8], size: usize, taps: &Taps, first: usize, out: &mut [u8]) {
         // A half, so that dropping the fraction rounds.
         let half = 1 << (taps.precision - 1);
+        let skipped = taps.taps[first].start;
         for (tap, out) in taps.taps[first..].iter().zip(out.chunks_exact_mut(size)) {
-            let (lines, weights) = (&lines[tap.start * size..], &taps.weights[tap.first..][..tap.count]);
+            let (lines, weights) = (&lines[(tap.start - skipped) * size..], &taps.weights[tap.first..][..tap.count]);
             if size < LANES {
                 for (lane, out) in out.iter_mut().enumerate() {
                     let column = lines[lane..].iter().step_by(size).zip(weights);
@@ -90,4 +105,16 @@ wide! {
 #[inline(always)]
 fn byte(sum: i32, precision: u32) -> u8 {
     (sum >> precision).clamp(0, 255) as u8
+}
+
+wide! {
+    fn part(lines: &[u8], width: usize, out: &mut [u8]) {
+        for (line, out) in lines.chunks_exact(3 * width).zip(out.chunks_exact_mut(3 * width)) {
+            let (red, others) = out.split_at_mut(width);
+            let (green, blue) = others.split_at_mut(width);
+            for (((pixel, red), green), blue) in line.chunks_exact(3).zip(red).zip(green).zip(blue) {
+                (*red, *green, *blue) = (pixel[0], pixel[1], pixel[2]);
+            }
+        }
+    }
 }
