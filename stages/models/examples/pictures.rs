@@ -34,7 +34,8 @@ fn measure(pool: &rayon::ThreadPool, path: &Path, times: usize) -> Vec<(String, 
     let name = path.file_name().expect("a file's name").to_string_lossy();
     let bytes = std::fs::read(path).expect("a picture");
     let picture = decode(&bytes).expect("a picture");
-    let mut figures = vec![(format!("{name} decode"), json!(least(times, || drop(decode(&bytes).expect("a picture")))))];
+    let mut figures =
+        vec![(format!("{name} decode"), json!(least(times, || drop(decode(&bytes).expect("a picture")))))];
     for (family, processor) in processors() {
         for (by, filter) in [("pillow", Filter::Pillow), ("torchvision", Filter::Torchvision)] {
             let process = || processor.process_with(&picture, filter).expect("a processed picture");
@@ -65,7 +66,10 @@ fn processors() -> [(&'static str, Processor); 3] {
 /// The bits of all values, each weighted by its place.
 fn checksum(patches: &Patches) -> u64 {
     let values = patches.pixels.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("values");
-    values.iter().zip(1u64..).fold(0, |sum, (value, place)| sum.wrapping_add(place.wrapping_mul(value.to_bits().into())))
+    values
+        .iter()
+        .zip(1u64..)
+        .fold(0, |sum, (value, place)| sum.wrapping_add(place.wrapping_mul(value.to_bits().into())))
 }
 
 /// Seconds of the fastest of several repetitions, after one that is not counted.

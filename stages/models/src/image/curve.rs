@@ -44,6 +44,12 @@ impl Curve {
         Curve { table, formula }
     }
 
+    /// Whether values are computed.
+    #[cfg(test)]
+    pub(super) fn computes(&self) -> bool {
+        self.formula.is_some()
+    }
+
     /// Writes the values of a square of `side` bytes to the front of `out`, line after line, and perhaps some more behind the last; the
     /// square's lines are `stride` bytes apart.
     #[inline(always)]

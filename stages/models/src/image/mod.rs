@@ -18,6 +18,8 @@ mod curve;
 mod cut;
 pub mod decode;
 mod measure;
+#[cfg(test)]
+mod plainly;
 mod qwen;
 mod resize;
 pub mod tiles;
