@@ -18,6 +18,10 @@ pub enum Level {
 impl Level {
     /// The best level of this processor.
     pub fn detect() -> Level {
+        #[cfg(test)]
+        if let Some(level) = PRETENDED.get() {
+            return level;
+        }
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
@@ -28,6 +32,27 @@ impl Level {
             }
         }
         Level::Plain
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    static PRETENDED: std::cell::Cell<Option<Level>> = const { std::cell::Cell::new(None) };
+}
+
+#[cfg(test)]
+impl Level {
+    /// Results of some work at each level that this processor has, the best first; the work must stay on this thread.
+    pub(crate) fn each<R>(work: impl Fn() -> R) -> Vec<(Level, R)> {
+        let all = [Level::Avx512, Level::Avx2, Level::Plain];
+        let best = all.iter().position(|level| *level == Level::detect()).expect("one of the levels");
+        let at = |level: Level| {
+            PRETENDED.set(Some(level));
+            let result = work();
+            PRETENDED.set(None);
+            (level, result)
+        };
+        all[best..].iter().map(|level| at(*level)).collect()
     }
 }
 
