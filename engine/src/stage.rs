@@ -48,7 +48,7 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
 /// A parameter value that parses but makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParamError {
-    /// The parameter's name.
+    /// The parameter's name; dots lead into a map (`lora.rank`).
     pub param: String,
     /// What is wrong and what to write instead.
     pub message: String,

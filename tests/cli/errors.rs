@@ -112,3 +112,30 @@ fn commands_that_look_make_no_store() {
     }
     assert!(!bench.path(".mpcc").exists());
 }
+
+#[test]
+fn an_adapter_that_makes_no_sense_is_refused_where_it_is_written() {
+    let yaml = |lora: &str| {
+        format!(
+            "mpcc: 1\nname: lora\nstages:\n  sft:\n    uses: train.sft\n    inputs: {{ model: {{ dir: m }}, dataset: {{ dir: d }}, traces: {{ file: t }} }}\n    with:\n      lora: {lora}\n"
+        )
+    };
+    for (lora, place, said) in [
+        ("{ targets: [q_proj, w_proj] }", "8:33", "did you mean"),
+        ("{ rank: 0 }", "8:21", "must be at least 1"),
+        ("{ rank: 4, alpha: 0 }", "8:31", "must be above 0"),
+        ("{ targets: [] }", "8:24", "names no map"),
+        ("{ dropout: 0.1 }", "8:15", "unknown field `dropout`"),
+        ("{ rank: two }", "8:21", "invalid type"),
+    ] {
+        let bench = Bench::new(&yaml(lora));
+        let plan = bench.mpcc("plan pipeline.yaml").code(2);
+        assert!(
+            plan.err.contains(&format!("pipeline.yaml:{place}")) && plan.err.contains(said),
+            "{lora}: {}",
+            plan.err
+        );
+    }
+    Bench::new(&yaml("{}")).mpcc("plan pipeline.yaml").code(0);
+    Bench::new(&yaml("null")).mpcc("plan pipeline.yaml").code(0);
+}

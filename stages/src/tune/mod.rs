@@ -1,8 +1,11 @@
 //! Fine-tuning: from items and traces to trained models. What `train.sft` and `train.grpo` share stands here.
 
 pub mod grpo;
+pub mod lora;
 pub mod optimiser;
 pub mod sft;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -19,6 +22,7 @@ use crate::provider::local::{encode, load_local, prompt};
 use crate::record::Region;
 use crate::template::render;
 
+pub use lora::Lora;
 pub use optimiser::Optimiser;
 
 /// The local model to start from.

@@ -5,8 +5,8 @@
 //! the vision tower is frozen. A dead group (all rewards equal) is counted and left out: its responses cost no update.
 //!
 //! Prior sampling: a prompt with a given trajectory puts it among the group's samples ([`Prior`] says how); its reward takes
-//! part in mean and deviation and it gets its own advantage. Log-probabilities of the reference are those of a frozen copy of
-//! the model as it was at the start.
+//! part in mean and deviation and it gets its own advantage. Log-probabilities of the reference are those of the model as it
+//! was at the start: a frozen copy, or, under an adapter, the weights below it.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use super::session::{Session, StepConfig};
 use crate::error::{ModelError, Result};
 use crate::generate::GenerateRequest;
 use crate::sample::Sampling;
-use crate::vlm::{Model, Packed, Prompt, Vlm};
+use crate::vlm::{Model, Packed, Prompt, Trainable, Vlm};
 
 /// How a given trajectory joins a group of G.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -140,7 +140,7 @@ pub fn train(
     observe: &mut dyn FnMut(&GrpoStep) -> Verdict,
 ) -> Result<Vec<(GrpoStep, Vec<Sample>)>> {
     check(tasks, config)?;
-    let reference = if config.objective.beta > 0.0 { Some(vlm.deep_copy()?) } else { None };
+    let reference = if config.objective.beta > 0.0 { Some(reference(vlm)?) } else { None };
     let mut session = Session::open(vlm, config.steps, checkpoints)?;
     let mut history: Vec<(GrpoStep, Vec<Sample>)> = session.history()?;
     let mut pictures = Pictures { policy: ImageCache::default(), reference: ImageCache::default() };
@@ -149,7 +149,7 @@ pub fn train(
         let mut groups = draw(vlm, tasks, config, reward, &drawn, step)?;
         let dead = settle(&mut groups, config);
         let (update, taken) = {
-            let reference = reference.as_ref().map(Vlm::model);
+            let reference = reference.as_ref();
             let mut learner = Learner { session: &mut session, config, tasks, reference, pictures: &mut pictures };
             vlm.pool().install(|| learner.learn(&groups))?
         };
@@ -163,6 +163,15 @@ pub fn train(
         }
     }
     Ok(history)
+}
+
+/// The model as it is now, whatever training makes of it. An adapter leaves the weights below it alone, so that they are shared:
+/// with a new one nothing is copied.
+fn reference(vlm: &Vlm) -> Result<Model> {
+    match vlm.weights().adapter() {
+        Some(_) => vlm.view(Trainable::Nothing),
+        None => Ok(vlm.deep_copy()?.model().clone()),
+    }
 }
 
 fn check(tasks: &[Task], config: &GrpoConfig) -> Result<()> {
