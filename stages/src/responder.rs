@@ -672,6 +672,11 @@ fn reply(prompt: &Prompt, completion: Completion) -> Reply {
     Reply { text: completion.text, finished: completion.finished, usage, ..Reply::default() }
 }
 
+/// Why a setting that reads likelihoods does not fit a model which only answers in text, and what does.
+pub(crate) fn unlikely(setting: &str, instead: &str) -> String {
+    format!("{setting} asks how likely given texts are, which only a local model tells; {instead} reads its answers")
+}
+
 /// The seed of draw `index` for one purpose and subject (a record's id), whatever else is asked.
 pub fn seed(ctx: &Context, purpose: &str, subject: &str, index: u32) -> u64 {
     draw::rank(ctx.seed, purpose, &format!("{subject}\n{index}"))

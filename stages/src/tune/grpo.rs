@@ -12,7 +12,7 @@
 //! Left out on purpose are the scripts' plain defects: training on unmasked pictures, scrambled patches, a fake end of turn.
 
 use mpcc_engine::port::{PortType, Signature};
-use mpcc_engine::stage::{Context, ParamError, Stage, StageError};
+use mpcc_engine::stage::{Context, ParamError, Provider, Stage, StageError};
 use mpcc_models::train::advantage::Scaling;
 use mpcc_models::train::grpo::{GrpoConfig, Prior, Sample, Task, train};
 use mpcc_models::train::objective::{DemoWeight, Kl, Loss, Objective};
@@ -22,7 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Asking, Lora, Optimiser, at_least_one, checkpoints, lora, observe, response, step_count, write_lines,
+    Asking, Lora, Optimiser, at_least_one, checkpoints, lora, observe, response, step_count, trainable, write_lines,
 };
 use crate::dataset::Dataset;
 use crate::decoding::Decoding;
@@ -181,6 +181,10 @@ impl Stage for TrainGrpo {
         self.decoding.check("decoding")?;
         self.lora.as_ref().map_or(Ok(()), Lora::check)?;
         self.optimiser.check()
+    }
+
+    fn check_model(&self, _: &str, provider: Provider) -> Result<(), String> {
+        trainable(provider)
     }
 
     fn run(&self, ctx: &Context) -> Result<(), StageError> {

@@ -25,6 +25,14 @@ use crate::template::render;
 pub use lora::Lora;
 pub use optimiser::Optimiser;
 
+/// Whether a model has weights here.
+fn trainable(provider: Provider) -> Result<(), String> {
+    match provider {
+        Provider::Local => Ok(()),
+        Provider::Openai | Provider::Replay => Err("only a local model, whose weights are here, can be trained".into()),
+    }
+}
+
 /// The local model to start from.
 fn load(ctx: &Context) -> Result<Vlm, StageError> {
     let model = ctx.model("model")?;

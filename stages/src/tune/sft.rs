@@ -6,13 +6,13 @@
 
 use mpcc_engine::port::{PortType, Signature};
 use mpcc_engine::resources::Resources;
-use mpcc_engine::stage::{Context, ParamError, Stage, StageError};
+use mpcc_engine::stage::{Context, ParamError, Provider, Stage, StageError};
 use mpcc_models::train::sft::{Example, SftConfig, train};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Asking, Lora, Optimiser, at_least_one, checkpoints, lora, observe, response, step_count, write_lines,
+    Asking, Lora, Optimiser, at_least_one, checkpoints, lora, observe, response, step_count, trainable, write_lines,
 };
 use crate::dataset::Dataset;
 use crate::mask::Mask;
@@ -88,6 +88,10 @@ impl Stage for TrainSft {
         self.mask.check("mask")?;
         self.lora.as_ref().map_or(Ok(()), Lora::check)?;
         self.optimiser.check()
+    }
+
+    fn check_model(&self, _: &str, provider: Provider) -> Result<(), String> {
+        trainable(provider)
     }
 
     fn resources(&self) -> Resources {
