@@ -15,7 +15,8 @@ use crate::decoding::Decoding;
 use crate::mask::Mask;
 use crate::record::{Answer, OptionScore, Question};
 use crate::records;
-use crate::responder::{Options, Picture, Reply, Request, Responder, seed, unlikely};
+use crate::request::{Options, Picture, Reply, Request};
+use crate::responder::{Responder, seed, unlikely};
 use crate::response::Response;
 
 /// How an answer is chosen.

@@ -16,7 +16,8 @@ use crate::decoding::Decoding;
 use crate::place::{place, size_word};
 use crate::record::{Region, Verdict};
 use crate::records;
-use crate::responder::{Options, Picture, Request, Responder, seed, unlikely};
+use crate::request::{Options, Picture, Request};
+use crate::responder::{Responder, seed, unlikely};
 use crate::template::render;
 
 /// How a rating is read off the model.
