@@ -24,7 +24,7 @@ use super::images::ImageCache;
 use super::logprob::logprobs;
 use super::objective::{Objective, Tokens};
 use super::order::{places, stream};
-use super::session::{Session, StepConfig};
+use super::session::{Session, StepConfig, drive};
 use crate::error::{ModelError, Result};
 use crate::generate::GenerateRequest;
 use crate::sample::Sampling;
@@ -141,28 +141,20 @@ pub fn train(
 ) -> Result<Vec<(GrpoStep, Vec<Sample>)>> {
     check(tasks, config)?;
     let reference = if config.objective.beta > 0.0 { Some(reference(vlm)?) } else { None };
-    let mut session = Session::open(vlm, config.steps, checkpoints)?;
-    let mut history: Vec<(GrpoStep, Vec<Sample>)> = session.history()?;
     let mut pictures = Pictures { policy: ImageCache::default(), reference: ImageCache::default() };
-    while let Some(step) = session.next() {
+    let mut step = |session: &mut Session<'_>, step: usize| {
         let drawn = places(config.steps.seed, tasks.len(), config.prompts, step);
         let mut groups = draw(vlm, tasks, config, reward, &drawn, step)?;
         let dead = settle(&mut groups, config);
         let (update, taken) = {
             let reference = reference.as_ref();
-            let mut learner = Learner { session: &mut session, config, tasks, reference, pictures: &mut pictures };
+            let mut learner = Learner { session, config, tasks, reference, pictures: &mut pictures };
             vlm.pool().install(|| learner.learn(&groups))?
         };
         let line = numbers(step, &groups, &dead, update, taken);
-        let stop = observe(&line).is_break();
-        let entry = (line, groups.into_iter().flat_map(|group| group.members).map(|member| member.sample).collect());
-        session.end(&entry, stop)?;
-        history.push(entry);
-        if stop {
-            break;
-        }
-    }
-    Ok(history)
+        Ok((line, groups.into_iter().flat_map(|group| group.members).map(|member| member.sample).collect()))
+    };
+    drive(vlm, config.steps, checkpoints, &mut step, &mut |(line, _): &(GrpoStep, Vec<Sample>)| observe(line))
 }
 
 /// The model as it is now, whatever training makes of it. An adapter leaves the weights below it alone, so that they are shared:
@@ -327,20 +319,27 @@ impl Learner<'_, '_> {
             return Ok((first, taken.rate));
         };
         for update in 0..self.config.updates {
-            let hidden = self.session.model.forward(&lesson.packed, lesson.embeds.as_ref())?;
-            let logp = logprobs(&hidden, self.session.model.head(), &lesson.rows, &lesson.targets)?;
-            if update == 0 && self.config.updates > 1 {
-                lesson.tokens.old = Some(values(&logp)?);
-            }
-            let (loss, kl) = self.config.objective.loss(&logp, &lesson.tokens)?;
-            self.session.gather(&loss, 1.0)?;
+            let (loss, kl) = self.pass(&mut lesson, update)?;
             let taken = self.session.take()?;
             if update == 0 {
-                first = Updated { loss: scalar(&loss)?, kl: scalar(&kl)?, norm: taken.norm };
+                first = Updated { loss, kl, norm: taken.norm };
             }
             rate = taken.rate;
         }
         Ok((first, rate))
+    }
+
+    /// One pass forward and back; returns loss and divergence. Its graph is gone when the step is taken.
+    fn pass(&mut self, lesson: &mut Lesson, update: usize) -> Result<(f64, f64)> {
+        let model = self.session.model()?;
+        let hidden = model.forward(&lesson.packed, lesson.embeds.as_ref())?;
+        let logp = logprobs(&hidden, model.head(), &lesson.rows, &lesson.targets)?;
+        if update == 0 && self.config.updates > 1 {
+            lesson.tokens.old = Some(values(&logp)?);
+        }
+        let (loss, kl) = self.config.objective.loss(&logp, &lesson.tokens)?;
+        self.session.gather(&loss, 1.0)?;
+        Ok((scalar(&loss)?, scalar(&kl)?))
     }
 
     /// Packs the live responses of a step; `None` when there is none.
