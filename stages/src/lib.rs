@@ -8,6 +8,7 @@ pub mod dataset;
 pub mod decoding;
 pub mod draw;
 pub mod filter;
+pub mod hub;
 pub mod import;
 pub mod mask;
 pub mod mine;
