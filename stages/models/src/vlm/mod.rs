@@ -357,9 +357,9 @@ impl Vlm {
     pub(crate) fn with_engine<W: Work>(&self, work: W) -> Result<W::Out> {
         let store = if self.weights.lent() { self.prefixes.keeping_nothing() } else { self.prefixes.clone() };
         match store {
-            Store::Host(prefixes) => self.weights.with_slices(|slices| {
-                work.run(&Host::new(&self.config, slices, self.threads())?, &prefixes)
-            }),
+            Store::Host(prefixes) => self
+                .weights
+                .with_slices(|slices| work.run(&Host::new(&self.config, slices, self.threads())?, &prefixes)),
             Store::Tensors(prefixes) => {
                 // Under an adapter the model shows the weights as they were when it came.
                 let model = match self.weights.adapter() {

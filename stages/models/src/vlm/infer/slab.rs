@@ -584,14 +584,7 @@ impl Slab {
         Ok(())
     }
 
-    fn attend(
-        &self,
-        form: &Form,
-        step: &SlabStep,
-        layer: usize,
-        window: Option<usize>,
-        qk: &Tensor,
-    ) -> Result<Tensor> {
+    fn attend(&self, form: &Form, step: &SlabStep, layer: usize, window: Option<usize>, qk: &Tensor) -> Result<Tensor> {
         let HeadShape { heads, kv_heads, head_dim } = form.heads;
         let (rows, group) = (self.lanes.len(), form.heads.group());
         let q = qk.narrow(1, 0, heads)?.reshape((rows, step.count, kv_heads, group, head_dim))?.transpose(1, 2)?;
