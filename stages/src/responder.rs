@@ -33,7 +33,7 @@ use serde_json::json;
 
 use crate::dataset::Dataset;
 use crate::draw;
-use crate::provider::local::{load_local, numerics, prompt};
+use crate::provider::local::{Purpose, load_local, numerics, prompt};
 use crate::provider::openai::Server;
 use crate::provider::replay::Replay;
 use crate::request::{Reply, Request};
@@ -196,7 +196,7 @@ impl<'a> Responder<'a> {
         let images =
             request.pictures.iter().map(|picture| picture.render(self.dataset)).collect::<Result<Vec<_>, _>>()?;
         if let Answerer::Local(vlm @ None) = &mut self.answerer {
-            *vlm = Some(Box::new(load_local(self.ctx, self.model)?));
+            *vlm = Some(Box::new(load_local(self.ctx, self.model, Purpose::Answer)?));
         }
         prompt(self.vlm(), system.as_deref(), &request.user, &images)
     }

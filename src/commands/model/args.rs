@@ -115,9 +115,10 @@ pub(crate) struct DeviceArgs {
     /// out, it is `auto` in a build with CUDA and `cpu` in others.
     #[arg(long, value_name = "DEVICE", value_parser = device)]
     pub(crate) device: Option<Device>,
-    /// Type of the weights in memory; bf16 on a GPU when left out (`check`: f32), f32 on the CPU.
+    /// How the weights are held. Left out, it is bf16 on a GPU (`check`: f32), and on the CPU bf16 where all files are bf16, else f32: sums are
+    /// f32 there in any case.
     #[arg(long, value_enum)]
-    pub(crate) dtype: Option<Dtype>,
+    pub(crate) dtype: Option<Held>,
     /// Computes on tensors on the CPU too, as on a GPU: slower, to look at what a GPU would do.
     #[arg(long)]
     pub(crate) tensors: bool,
@@ -262,6 +263,17 @@ pub(crate) enum Dtype {
     F32,
     /// 16 bits, the exponent of f32.
     Bf16,
+}
+
+/// How weights are held in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Held {
+    /// 32 bits.
+    F32,
+    /// 16 bits, the exponent of f32.
+    Bf16,
+    /// The language model's matrices in eight bits with a scale for 32 values: on the CPU, least memory and fastest, and not quite the model.
+    Q8,
 }
 
 /// How weights are written.

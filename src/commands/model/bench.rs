@@ -42,7 +42,7 @@ pub(super) fn bench(args: &BenchArgs) -> Answer {
     let (read_speed, write_speed) = (prompt_tokens as f64 / prefill, decoded as f64 / decode);
     let preprocess_ms = args.image.map(|_| preprocess * 1000.0 / f64::from(args.batch));
     let (peak, gpu_peak, threads) = (peak_memory(), device::peak(vlm.device()), vlm.threads());
-    let (on, dtype) = (place(&vlm), vlm.dtype().as_str());
+    let (on, dtype) = (place(&vlm), vlm.form().name());
     if args.json {
         say(json!({
             "model": name(&args.place.model), "family": vlm.config().to_json()["model_type"],

@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mpcc_engine::plan::hub_snapshot;
-use mpcc_stages::models::DType;
 use mpcc_stages::models::device::{BUILT, DeviceChoice};
 use mpcc_stages::models::image::{self, RgbImage};
 use mpcc_stages::models::vlm::infer::EngineChoice;
-use mpcc_stages::models::vlm::{LoadOptions, Vlm};
+use mpcc_stages::models::vlm::{Form, LoadOptions, Vlm};
 
-use super::args::{Device, DeviceArgs, Dtype, PlaceArgs};
+use super::args::{Device, DeviceArgs, Held, PlaceArgs};
 use crate::environment::hub_cache;
 use crate::report::Failure;
 use crate::ui::complain;
@@ -110,20 +109,16 @@ pub(super) fn options(args: &PlaceArgs, asked: &DeviceArgs) -> Result<LoadOption
             device
         }
     };
-    let cpu = device == DeviceChoice::Cpu;
-    if cpu && asked.dtype == Some(Dtype::Bf16) && !asked.tensors {
-        return Err(Failure::wrong(
-            "--dtype bf16 on the CPU: it computes in f32 and would widen all weights again and again; \
-                                   leave --dtype out, or see with --tensors what a GPU would compute",
-        ));
-    }
-    let dtype = match asked.dtype {
-        Some(Dtype::Bf16) => DType::BF16,
-        None if !cpu => DType::BF16,
-        Some(Dtype::F32) | None => DType::F32,
+    let form = match asked.dtype {
+        Some(Held::F32) => Form::F32,
+        Some(Held::Bf16) => Form::Bf16,
+        Some(Held::Q8) => Form::Q8,
+        None if device == DeviceChoice::Cpu && !asked.tensors => Form::AsStored,
+        None if device == DeviceChoice::Cpu => Form::F32,
+        None => Form::Bf16,
     };
     let engine = if asked.tensors { EngineChoice::Tensors } else { EngineChoice::ByDevice };
-    Ok(LoadOptions { threads: threads(args), dtype, device, engine, ..LoadOptions::default() })
+    Ok(LoadOptions { threads: threads(args), form, device, engine, ..LoadOptions::default() })
 }
 
 /// Reads a picture.

@@ -302,6 +302,7 @@ mod tests {
     use candle_core::Storage;
 
     use super::*;
+    use crate::weights::Form;
     use crate::weights::{Init, Weights};
 
     const NAME: &str = "model.layers.0.self_attn.q_proj.weight";
@@ -317,7 +318,7 @@ mod tests {
     #[test]
     fn a_new_adapter_takes_no_second_copy_of_a_weight() {
         let spec = WeightSpec::plain(vec![NAME.to_owned()], vec![4, 6], Init::Normal(1.0));
-        let base = Weights::draw(vec![spec], 1, DType::F32, &Device::Cpu).unwrap();
+        let base = Weights::draw(vec![spec], 1, Form::F32, &Device::Cpu).unwrap();
         let config = LoraConfig { rank: 2, alpha: 4.0, targets: vec!["q_proj".to_owned()] };
         let adapter = Adapter::draw(base.specs(), &config, 1, DType::F32, &Device::Cpu).unwrap();
         let adapted = base.adapted(adapter);

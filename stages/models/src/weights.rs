@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use candle_core::{DType, Device, Storage, StorageRef, Tensor, Var};
+use candle_core::{DType, Device, Layout, Storage, StorageRef, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 
 use crate::checkpoint::TensorFiles;
 use crate::error::{ModelError, Result};
+use crate::kernel::values::{Values, pack_q8};
 use crate::lora::Adapter;
 
 /// How a weight is drawn when a model is made anew.
@@ -26,6 +27,51 @@ pub enum Init {
     Ones,
     /// Normal with this standard deviation.
     Normal(f64),
+}
+
+/// How weights are held in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Form {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits with the exponent of f32. On the CPU they are multiplied as the f32 of the same value.
+    Bf16,
+    /// [`Form::Bf16`] where all tensors of the files are, else [`Form::F32`]: nothing is lost, and on the CPU answers are those of f32 to
+    /// the bit.
+    AsStored,
+    /// The language model's matrices in eight bits ([`crate::kernel::values`]), the rest in f32: to answer and score with, on the CPU.
+    Q8,
+}
+
+impl Form {
+    /// The type of what is not packed.
+    pub fn dtype(self) -> DType {
+        match self {
+            Form::Bf16 => DType::BF16,
+            Form::F32 | Form::AsStored | Form::Q8 => DType::F32,
+        }
+    }
+
+    /// The form that this one means for such files.
+    pub(crate) fn of(self, files: &TensorFiles) -> Form {
+        let bf16 = |name: &String| files.describe(name).is_some_and(|(_, dtype, _)| dtype == "BF16");
+        match self {
+            Form::AsStored if files.names().iter().all(bf16) => Form::Bf16,
+            Form::AsStored => Form::F32,
+            other => other,
+        }
+    }
+
+    /// The name in options and settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::F32 => "f32",
+            Form::Bf16 => "bf16",
+            Form::AsStored => "as stored",
+            Form::Q8 => "q8",
+        }
+    }
 }
 
 /// One variable and the tensors of the checkpoint it is made of.
@@ -155,6 +201,8 @@ pub struct Weights {
     /// Tensors of no use, under the names they are written with.
     kept: BTreeMap<String, Tensor>,
     specs: Vec<WeightSpec>,
+    /// Matrices that are held packed in eight bits, as tensors of bytes, with their shapes.
+    packed: BTreeMap<String, Vec<usize>>,
     /// What is added to some weights; then nothing else is trained.
     adapter: Option<Adapter>,
     /// Shared with all that share variables.
@@ -166,7 +214,7 @@ impl Weights {
     ///
     /// # Errors
     /// When one is missing or has another shape, or the files hold one that nobody asked for.
-    pub fn read(specs: Vec<WeightSpec>, files: &TensorFiles, dtype: DType, device: &Device) -> Result<Weights> {
+    pub fn read(specs: Vec<WeightSpec>, files: &TensorFiles, form: Form, device: &Device) -> Result<Weights> {
         let known: BTreeSet<&String> = specs.iter().flat_map(WeightSpec::names).collect();
         let surplus = files.names().iter().filter(|name| !known.contains(name) && !is_no_weight(name, &specs));
         let surplus: Vec<&String> = surplus.collect();
@@ -175,7 +223,8 @@ impl Weights {
             let message = format!("is in {}{others}, but no weight of this configuration", files.dir().display());
             return Err(ModelError::Weight { name: (*first).clone(), message });
         }
-        let mut weights = Weights::build(specs, |spec| spec.read(files, dtype, device))?;
+        let dtype = form.dtype();
+        let mut weights = Weights::build(specs, form, |spec| spec.read(files, dtype, device))?;
         for spec in weights.specs.iter().filter(|spec| spec.kept) {
             let there = |(names, _): &(Vec<String>, Vec<usize>)| files.find(names).is_some();
             if spec.parts.iter().all(there) || spec.fused.as_ref().is_some_and(there) {
@@ -185,23 +234,39 @@ impl Weights {
         Ok(weights)
     }
 
+    /// Whether matrices are packed: then the weights can be neither trained nor written.
+    pub fn are_packed(&self) -> bool {
+        !self.packed.is_empty()
+    }
+
     /// Draws every weight; a tensor's values depend on the seed, its name and its shape alone.
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn draw(specs: Vec<WeightSpec>, seed: u64, dtype: DType, device: &Device) -> Result<Weights> {
+    pub fn draw(specs: Vec<WeightSpec>, seed: u64, form: Form, device: &Device) -> Result<Weights> {
         let drawn = specs.par_iter().filter(|spec| !spec.kept);
-        let drawn = drawn.map(|spec| Ok((spec.name.clone(), spec.draw(seed, dtype, device)?)));
+        let drawn = drawn.map(|spec| Ok((spec.name.clone(), spec.draw(seed, form.dtype(), device)?)));
         let mut drawn = drawn.collect::<Result<BTreeMap<String, Tensor>>>()?;
-        Weights::build(specs, |spec| Ok(drawn.remove(&spec.name).expect("every weight was drawn")))
+        Weights::build(specs, form, |spec| Ok(drawn.remove(&spec.name).expect("every weight was drawn")))
     }
 
-    fn build(specs: Vec<WeightSpec>, mut make: impl FnMut(&WeightSpec) -> Result<Tensor>) -> Result<Weights> {
-        let mut vars = BTreeMap::new();
+    fn build(
+        specs: Vec<WeightSpec>,
+        form: Form,
+        mut make: impl FnMut(&WeightSpec) -> Result<Tensor>,
+    ) -> Result<Weights> {
+        let (mut vars, mut packed) = (BTreeMap::new(), BTreeMap::new());
         for spec in specs.iter().filter(|spec| !spec.kept) {
-            vars.insert(spec.name.clone(), Var::from_tensor(&make(spec)?)?);
+            let mut tensor = make(spec)?;
+            if form == Form::Q8 && spec.shape.len() == 2 && !spec.name.starts_with("visual.") {
+                let bytes = pack_q8(&tensor.flatten_all()?.to_vec1::<f32>()?, spec.shape[1]);
+                let count = bytes.len();
+                tensor = Tensor::from_vec(bytes, count, &Device::Cpu)?;
+                packed.insert(spec.name.clone(), spec.shape.clone());
+            }
+            vars.insert(spec.name.clone(), Var::from_tensor(&tensor)?);
         }
-        Ok(Weights { vars, kept: BTreeMap::new(), specs, adapter: None, lent: Arc::default() })
+        Ok(Weights { vars, kept: BTreeMap::new(), specs, packed, adapter: None, lent: Arc::default() })
     }
 
     /// A copy that shares no memory with this one, such as the reference policy of a training.
@@ -212,7 +277,7 @@ impl Weights {
         let copy = |(name, var): (&String, &Var)| Ok((name.clone(), Var::from_tensor(&var.as_tensor().copy()?)?));
         let vars = self.vars.iter().map(copy).collect::<Result<_>>()?;
         let adapter = self.adapter.as_ref().map(Adapter::deep_copy).transpose()?;
-        Ok(Weights { vars, kept: self.kept.clone(), specs: self.specs.clone(), adapter, lent: Arc::default() })
+        Ok(Weights { vars, adapter, lent: Arc::default(), ..self.clone() })
     }
 
     /// A weight; detached, so that no gradient flows to it, where it is frozen.
@@ -251,7 +316,7 @@ impl Weights {
     pub fn merged(&self) -> Result<Weights> {
         let merge = |name: &String| Ok((name.clone(), Var::from_tensor(&self.get(name, true)?.copy()?)?));
         let vars = self.vars.keys().map(merge).collect::<Result<_>>()?;
-        Ok(Weights { vars, kept: self.kept.clone(), specs: self.specs.clone(), adapter: None, lent: Arc::default() })
+        Ok(Weights { vars, adapter: None, lent: Arc::default(), ..self.clone() })
     }
 
     /// How the weights are made of tensors on disk.
@@ -286,7 +351,7 @@ impl Weights {
 
     /// Number of values.
     pub fn count(&self) -> usize {
-        self.vars.values().map(|var| var.as_tensor().elem_count()).sum()
+        self.specs.iter().filter(|spec| !spec.kept).map(|spec| spec.shape.iter().product::<usize>()).sum()
     }
 
     /// The tensors under their published names, packed ones split.
@@ -310,7 +375,7 @@ impl Weights {
         })
     }
 
-    /// Lends all weights as plain f32 slices: in place where they are f32 on the CPU, copied there otherwise.
+    /// Lends the values of all weights: in place where they lie on the CPU, as f32 copies otherwise. Vectors are f32 always.
     ///
     /// # Errors
     /// When a weight cannot be read back, and what `work` returns.
@@ -320,11 +385,13 @@ impl Weights {
             None => vec![None; self.vars.len()],
         };
         let held = self.vars.iter().zip(&merged).map(|((name, var), merged)| {
-            Ok((name.as_str(), Held::new(merged.as_ref().unwrap_or_else(|| var.as_tensor()))?))
+            let tensor = merged.as_ref().unwrap_or_else(|| var.as_tensor());
+            let shape = self.packed.get(name).map_or_else(|| tensor.dims(), Vec::as_slice);
+            Ok((name.as_str(), Held::new(tensor, shape)?))
         });
         let held: Vec<(&str, Held<'_>)> = held.collect::<Result<_>>()?;
-        let slices: Result<BTreeMap<&str, &[f32]>> =
-            held.iter().map(|(name, held)| Ok((*name, held.slice()?))).collect();
+        let slices: Result<BTreeMap<&str, Values<'_>>> =
+            held.iter().map(|(name, held)| Ok((*name, held.values()?))).collect();
         work(&Slices(slices?))
     }
 
@@ -337,16 +404,16 @@ impl Weights {
     }
 }
 
-/// Weights by name as f32 slices.
+/// Values of weights by name.
 #[derive(Debug)]
-pub struct Slices<'a>(BTreeMap<&'a str, &'a [f32]>);
+pub struct Slices<'a>(BTreeMap<&'a str, Values<'a>>);
 
 impl<'a> Slices<'a> {
     /// The values of one weight.
     ///
     /// # Errors
     /// When no weight has this name.
-    pub fn get(&self, name: &str) -> Result<&'a [f32]> {
+    pub fn get(&self, name: &str) -> Result<Values<'a>> {
         let missing = || ModelError::Weight { name: name.into(), message: "is no weight of this model".into() };
         self.0.get(name).copied().ok_or_else(missing)
     }
@@ -354,26 +421,31 @@ impl<'a> Slices<'a> {
 
 /// A tensor's values: locked in place, or copied.
 enum Held<'a> {
-    Locked(StorageRef<'a>, std::ops::Range<usize>),
+    Locked(StorageRef<'a>, &'a Layout, &'a [usize]),
     Copied(Vec<f32>),
 }
 
 impl<'a> Held<'a> {
-    fn new(tensor: &'a Tensor) -> Result<Held<'a>> {
-        if tensor.device().is_cpu() && tensor.dtype() == DType::F32 && tensor.is_contiguous() {
+    /// The values of a tensor that stands for a weight of this shape.
+    fn new(tensor: &'a Tensor, shape: &'a [usize]) -> Result<Held<'a>> {
+        let as_it_is = match tensor.dtype() {
+            DType::F32 | DType::U8 => true,
+            DType::BF16 => shape.len() > 1,
+            _ => false,
+        };
+        if tensor.device().is_cpu() && as_it_is && tensor.is_contiguous() {
             let (storage, layout) = tensor.storage_and_layout();
-            let start = layout.start_offset();
-            return Ok(Held::Locked(storage, start..start + tensor.elem_count()));
+            return Ok(Held::Locked(storage, layout, shape));
         }
         let copy = tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
         Ok(Held::Copied(copy.flatten_all()?.to_vec1()?))
     }
 
-    fn slice(&self) -> Result<&[f32]> {
+    fn values(&self) -> Result<Values<'_>> {
         match self {
-            Held::Copied(values) => Ok(values),
-            Held::Locked(storage, range) => match &**storage {
-                Storage::Cpu(cpu) => Ok(&cpu.as_slice::<f32>()?[range.clone()]),
+            Held::Copied(values) => Ok(Values::F32(values)),
+            Held::Locked(storage, layout, shape) => match &**storage {
+                Storage::Cpu(cpu) => Ok(Values::of(cpu, layout, shape)?),
                 _ => Err(ModelError::Device("a weight moved while it was read".into())),
             },
         }
@@ -410,7 +482,7 @@ mod tests {
             init: Init::Normal(1.0),
             kept: false,
         };
-        let weights = Weights::draw(vec![spec], 7, DType::F32, &Device::Cpu).unwrap();
+        let weights = Weights::draw(vec![spec], 7, Form::F32, &Device::Cpu).unwrap();
         let published = weights.published().unwrap();
         assert_eq!(published.keys().collect::<Vec<_>>(), ["k", "q"]);
         let all = weights.get("qk", true).unwrap();
@@ -423,7 +495,7 @@ mod tests {
     #[test]
     fn a_deep_copy_does_not_follow() {
         let spec = WeightSpec::plain(names("visual.w"), vec![2], Init::Ones);
-        let weights = Weights::draw(vec![spec], 0, DType::F32, &Device::Cpu).unwrap();
+        let weights = Weights::draw(vec![spec], 0, Form::F32, &Device::Cpu).unwrap();
         let copy = weights.deep_copy().unwrap();
         weights.vars()["visual.w"].set(&Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap()).unwrap();
         assert_eq!(weights.get("visual.w", true).unwrap().to_vec1::<f32>().unwrap(), [0.0, 0.0]);

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image::RgbImage;
-use mpcc_models::DType;
 use mpcc_models::chat::{Part, Role, Turn};
 use mpcc_models::generate::{Completion, GenerateRequest};
 use mpcc_models::lora::LoraConfig;
@@ -18,7 +17,7 @@ use mpcc_models::vlm::infer::{Engine, EngineChoice, Host, Joining, PrefixesOf, T
 use mpcc_models::vlm::prefill::prefill;
 use mpcc_models::vlm::prefix::Prefixes;
 use mpcc_models::vlm::qwen::Config;
-use mpcc_models::vlm::{LoadOptions, Prompt, Vlm};
+use mpcc_models::vlm::{Form, LoadOptions, Prompt, Vlm};
 
 const FAMILIES: [&str; 5] =
     ["tiny", "families/qwen2_vl", "families/llava_next_vicuna", "families/llava_next_mistral", "families/internvl"];
@@ -188,7 +187,7 @@ fn a_window_in_some_layers_and_queries_in_blocks_change_nothing() {
 #[test]
 fn bf16_is_as_near_as_bf16_is() {
     for family in FAMILIES {
-        let load = LoadOptions { dtype: DType::BF16, ..LoadOptions::default() };
+        let load = LoadOptions { form: Form::Bf16, ..LoadOptions::default() };
         let vlm = Vlm::load(&fixtures().join(family), &load).unwrap();
         let prompts = prompts(&vlm);
         let engine = Tensors::new(vlm.model().clone());

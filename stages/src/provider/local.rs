@@ -2,10 +2,9 @@
 
 use mpcc_engine::resources::CpuLevel;
 use mpcc_engine::stage::{Context, ModelInput, StageError};
-use mpcc_models::DType;
 use mpcc_models::chat::{Part, Role, Turn};
 use mpcc_models::device::DeviceChoice;
-use mpcc_models::vlm::{LoadOptions, Prompt, Vlm};
+use mpcc_models::vlm::{Form, LoadOptions, Prompt, Vlm};
 
 /// Token ids of a continuation; one that is `closed` ends the turn.
 ///
@@ -34,15 +33,22 @@ pub fn prompt(vlm: &Vlm, system: Option<&str>, user: &str, images: &[image::RgbI
     vlm.prompt(&turns, images, true).map_err(model_error)
 }
 
+/// What weights are loaded for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To answer and score.
+    Answer,
+    /// To be trained, too.
+    Train,
+}
+
 /// Loads the weights of a local model.
-pub fn load_local(ctx: &Context, model: &ModelInput) -> Result<Vlm, StageError> {
+pub fn load_local(ctx: &Context, model: &ModelInput, purpose: Purpose) -> Result<Vlm, StageError> {
     let dir =
         model.dir.as_deref().ok_or_else(|| StageError::invalid(format!("model `{}` has no directory", model.name)))?;
-    let (device, dtype) = match ctx.devices.first() {
-        Some(device) => (DeviceChoice::Cuda(*device), dtype(model)?),
-        None => (DeviceChoice::Cpu, DType::F32),
-    };
-    let options = LoadOptions { threads: ctx.threads, dtype, device, ..LoadOptions::default() };
+    let device = ctx.devices.first().map_or(DeviceChoice::Cpu, |device| DeviceChoice::Cuda(*device));
+    let form = form(model, device, purpose)?;
+    let options = LoadOptions { threads: ctx.threads, form, device, ..LoadOptions::default() };
     Vlm::load(dir, &options).map_err(model_error)
 }
 
@@ -51,15 +57,24 @@ pub(crate) fn numerics(ctx: &Context) -> String {
     if ctx.devices.is_empty() { format!("cpu/{}", CpuLevel::detect()) } else { "cuda".to_owned() }
 }
 
-/// The type of the weights on a GPU: `dtype:` of the model, bf16 by default. On the CPU f32 is both exact and fastest.
-fn dtype(model: &ModelInput) -> Result<DType, StageError> {
-    match model.settings.get("dtype").and_then(serde_json::Value::as_str) {
-        None | Some("bf16") => Ok(DType::BF16),
-        Some("f32") => Ok(DType::F32),
+/// How the weights are held: `dtype:` of the model. Left out, it is bf16 on a GPU, and on the CPU what loses nothing. Training on the CPU is
+/// in f32 whatever a model is held in elsewhere.
+fn form(model: &ModelInput, device: DeviceChoice, purpose: Purpose) -> Result<Form, StageError> {
+    let asked = match model.settings.get("dtype").and_then(serde_json::Value::as_str) {
+        None => None,
+        Some("f32") => Some(Form::F32),
+        Some("bf16") => Some(Form::Bf16),
+        Some("q8") => Some(Form::Q8),
         Some(other) => {
-            Err(StageError::invalid(format!("model `{}`: dtype `{other}` is neither bf16 nor f32", model.name)))
+            let message = format!("model `{}`: dtype `{other}` is none of f32, bf16, q8", model.name);
+            return Err(StageError::invalid(message));
         }
-    }
+    };
+    Ok(match (device, purpose) {
+        (DeviceChoice::Cpu, Purpose::Train) => Form::F32,
+        (DeviceChoice::Cpu, Purpose::Answer) => asked.unwrap_or(Form::AsStored),
+        (DeviceChoice::Cuda(_), _) => asked.unwrap_or(Form::Bf16),
+    })
 }
 
 /// A model's error as the stage's.

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::dataset::Dataset;
 use crate::mask::{Mask, MaskedImage};
-use crate::provider::local::{encode, load_local, prompt};
+use crate::provider::local::{Purpose, encode, load_local, prompt};
 use crate::record::Region;
 use crate::template::render;
 
@@ -37,7 +37,7 @@ fn trainable(provider: Provider) -> Result<(), String> {
 fn load(ctx: &Context) -> Result<Vlm, StageError> {
     let model = ctx.model("model")?;
     match model.provider {
-        Provider::Local => load_local(ctx, model),
+        Provider::Local => load_local(ctx, model, Purpose::Train),
         _ => Err(StageError::invalid(format!(
             "model `{}` has no weights here: only a local model can be trained",
             model.name

@@ -6,11 +6,16 @@
 
 #![allow(unsafe_code, reason = "walks slices by pointer in the inner loop")]
 
-use super::lanes::Lanes;
+use half::bf16;
+
+use super::lanes::{Lanes, Value};
 use super::linear::Matrix;
+use super::values::{BLOCK, BLOCK_BYTES, GROUP, Q8, SCALES, Values, group_bytes};
 
 /// Rows up to which this is faster than a panel.
 pub(super) const FEW: usize = 8;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Lanes of the widest register.
 const WIDEST: usize = 16;
 
@@ -42,10 +47,21 @@ unsafe fn all_outputs<L: Lanes, const R: usize>(x: &[f32], matrix: Matrix<'_>, y
     let whole = out / L::N * L::N;
     for first in (0..whole).step_by(L::N) {
         // SAFETY: the outputs exist, and the slices have the lengths asserted above.
-        unsafe { group::<L, R>(x, matrix, first, y) };
+        unsafe {
+            let mut sums = [matrix.bias.map_or(L::splat(0.0), |bias| L::load(bias.as_ptr().add(first))); R];
+            match matrix.weight {
+                Values::F32(weight) => rows::<L, f32, R>(x, weight.as_ptr().add(first * width), width, &mut sums),
+                Values::Bf16(weight) => rows::<L, bf16, R>(x, weight.as_ptr().add(first * width), width, &mut sums),
+                Values::Q8(packed) => blocks::<L, R>(x, packed, first, &mut sums),
+            }
+            for (row, sum) in sums.iter().enumerate() {
+                L::store(y.as_mut_ptr().add(row * out + first), *sum);
+            }
+        }
     }
+    let mut weight = vec![0.0; if whole < out { width } else { 0 }];
     for output in whole..out {
-        let weight = &matrix.weight[output * width..(output + 1) * width];
+        matrix.weight.widen(output, width, &mut weight);
         let start = matrix.bias.map_or(0.0, |bias| bias[output]);
         for (row, x) in x.chunks_exact(width).enumerate() {
             y[row * out + output] = weight.iter().zip(x).fold(start, |sum, (w, x)| w.mul_add(*x, sum));
@@ -53,40 +69,57 @@ unsafe fn all_outputs<L: Lanes, const R: usize>(x: &[f32], matrix: Matrix<'_>, y
     }
 }
 
-/// A register of outputs from `first` on, for all rows.
+/// Adds a register of outputs, whose weights lie row after row, for all rows of `x`.
 #[inline(always)]
-unsafe fn group<L: Lanes, const R: usize>(x: &[f32], matrix: Matrix<'_>, first: usize, y: &mut [f32]) {
-    let (out, width) = (matrix.out(), matrix.width);
+unsafe fn rows<L: Lanes, T: Value, const R: usize>(x: &[f32], weight: *const T, width: usize, sums: &mut [L::V; R]) {
     let whole = width / L::N * L::N;
-    // SAFETY: outputs `first..first + L::N` exist, each with `width` weights; rows of `x` are `width`, of `y` `out` long.
+    // SAFETY: from `weight` on there are `L::N` rows of `width` values; rows of `x` are `width` long.
     unsafe {
-        let mut sums = [matrix.bias.map_or(L::splat(0.0), |bias| L::load(bias.as_ptr().add(first))); R];
-        let weight = matrix.weight.as_ptr().add(first * width);
-        // The next group in the order in which it lies: squares jump from row to row, which the processor does not foresee.
+        // The next outputs in the order in which they lie: squares jump from row to row, which the processor does not foresee.
         let mut next = weight.wrapping_add(L::N * width);
         for k in (0..whole).step_by(L::N) {
-            for _ in 0..L::N {
+            for _ in 0..(L::N * L::N * size_of::<T>()).div_ceil(LINE) {
                 L::prefetch(next);
-                next = next.wrapping_add(L::N);
+                next = next.wrapping_add(LINE / size_of::<T>());
             }
             let columns = L::columns(weight.add(k), width);
             for column in 0..L::N {
-                multiply::<L, R>(columns[column], x.as_ptr().add(k + column), width, &mut sums);
+                multiply::<L, R>(columns[column], x.as_ptr().add(k + column), width, sums);
             }
         }
         if whole < width {
             let mut rest = [0.0; WIDEST * WIDEST];
             for (row, rest) in rest.chunks_exact_mut(L::N).take(L::N).enumerate() {
-                let from = std::slice::from_raw_parts(weight.add(row * width + whole), width - whole);
-                rest[..width - whole].copy_from_slice(from);
+                for (k, rest) in rest[..width - whole].iter_mut().enumerate() {
+                    *rest = (*weight.add(row * width + whole + k)).widen();
+                }
             }
             let columns = L::columns(rest.as_ptr(), L::N);
             for k in whole..width {
-                multiply::<L, R>(columns[k - whole], x.as_ptr().add(k), width, &mut sums);
+                multiply::<L, R>(columns[k - whole], x.as_ptr().add(k), width, sums);
             }
         }
-        for (row, sum) in sums.iter().enumerate() {
-            L::store(y.as_mut_ptr().add(row * out + first), *sum);
+    }
+}
+
+/// The same of a packed matrix: its columns lie as a register reads them.
+#[inline(always)]
+unsafe fn blocks<L: Lanes, const R: usize>(x: &[f32], packed: Q8<'_>, first: usize, sums: &mut [L::V; R]) {
+    let (group, lane) = (group_bytes(packed.width), first % GROUP);
+    let blocks = &packed.bytes[first / GROUP * group..][..group];
+    for (index, block) in blocks.chunks_exact(BLOCK_BYTES).enumerate() {
+        let columns = BLOCK.min(packed.width - index * BLOCK);
+        // SAFETY: the block holds its scales and `columns` columns of `GROUP` values, and `lane + L::N` is at most `GROUP`.
+        unsafe {
+            for line in (0..BLOCK_BYTES).step_by(LINE) {
+                L::prefetch(block.as_ptr().wrapping_add(group + line));
+            }
+            let scales = L::load(block.as_ptr().cast::<f32>().add(lane));
+            let values = block.as_ptr().add(SCALES + lane).cast::<i8>();
+            for k in 0..columns {
+                let column = L::mul(L::load_i8(values.add(k * GROUP)), scales);
+                multiply::<L, R>(column, x.as_ptr().add(index * BLOCK + k), packed.width, sums);
+            }
         }
     }
 }

@@ -4,6 +4,8 @@
 
 use std::ops::Index;
 
+use half::bf16;
+
 /// What the processor offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
@@ -68,16 +70,54 @@ pub(crate) trait Lanes {
     unsafe fn splat(value: f32) -> Self::V;
     /// Reads `N` values.
     unsafe fn load(from: *const f32) -> Self::V;
+    /// Reads `N` values of sixteen bits.
+    unsafe fn load_bf16(from: *const bf16) -> Self::V;
+    /// Reads `N` whole numbers of eight bits.
+    unsafe fn load_i8(from: *const i8) -> Self::V;
     /// Writes `N` values.
     unsafe fn store(to: *mut f32, value: Self::V);
+    /// `a * b`.
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Eight rows of eight values, `from_row` apart, written as columns: row `i` becomes the `i`-th value of rows `to_row` apart.
     unsafe fn transpose(from: *const f32, from_row: usize, to: *mut f32, to_row: usize);
     /// `N` rows of `N` values, `from_row` apart, as columns: lane `i` of register `k` is the `k`-th value of row `i`.
-    unsafe fn columns(from: *const f32, from_row: usize) -> Self::Square;
+    unsafe fn columns<T: Value>(from: *const T, from_row: usize) -> Self::Square;
     /// Asks for the cache line at an address, which need not be mapped, into the first cache.
-    unsafe fn prefetch(at: *const f32);
+    unsafe fn prefetch<T>(at: *const T);
+}
+
+/// A value that a register reads as f32.
+pub(crate) trait Value: Copy {
+    /// Reads as many as the register has lanes.
+    unsafe fn read<L: Lanes>(from: *const Self) -> L::V;
+    /// One of them.
+    fn widen(self) -> f32;
+}
+
+impl Value for f32 {
+    #[inline(always)]
+    unsafe fn read<L: Lanes>(from: *const f32) -> L::V {
+        // SAFETY: as the caller guarantees.
+        unsafe { L::load(from) }
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Value for bf16 {
+    #[inline(always)]
+    unsafe fn read<L: Lanes>(from: *const bf16) -> L::V {
+        // SAFETY: as the caller guarantees.
+        unsafe { L::load_bf16(from) }
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
 }
 
 /// One lane, fused by the standard library.
@@ -97,9 +137,23 @@ impl Lanes for Plain {
         unsafe { *from }
     }
     #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> f32 {
+        // SAFETY: the caller's pointer reaches one value.
+        unsafe { *from }.widen()
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> f32 {
+        // SAFETY: the caller's pointer reaches one value.
+        f32::from(unsafe { *from })
+    }
+    #[inline(always)]
     unsafe fn store(to: *mut f32, value: f32) {
         // SAFETY: the caller's pointer reaches one value.
         unsafe { *to = value }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: f32, b: f32) -> f32 {
+        a * b
     }
     #[inline(always)]
     unsafe fn fma(a: f32, b: f32, c: f32) -> f32 {
@@ -115,172 +169,13 @@ impl Lanes for Plain {
         }
     }
     #[inline(always)]
-    unsafe fn columns(from: *const f32, _from_row: usize) -> [f32; 1] {
+    unsafe fn columns<T: Value>(from: *const T, _from_row: usize) -> [f32; 1] {
         // SAFETY: the caller's pointer reaches one value.
-        [unsafe { *from }]
+        [unsafe { *from }.widen()]
     }
     #[inline(always)]
-    unsafe fn prefetch(_at: *const f32) {}
+    unsafe fn prefetch<T>(_at: *const T) {}
 }
-
-/// Eight by eight in registers: pairs, then quads, then halves.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn columns_avx(from: *const f32, from_row: usize) -> [std::arch::x86_64::__m256; 8] {
-    use std::arch::x86_64::*;
-    // SAFETY: the caller has checked the processor and the pointer.
-    unsafe {
-        // Not `from_fn`, which is no function of this level and would be called, the registers through memory.
-        let mut r = [_mm256_setzero_ps(); 8];
-        for (i, r) in r.iter_mut().enumerate() {
-            *r = _mm256_loadu_ps(from.add(i * from_row));
-        }
-        let mut pairs = r;
-        for i in 0..4 {
-            pairs[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-            pairs[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-        }
-        let mut quads = r;
-        for i in 0..2 {
-            let p = &pairs[4 * i..4 * i + 4];
-            quads[4 * i] = _mm256_shuffle_ps::<0x44>(p[0], p[2]);
-            quads[4 * i + 1] = _mm256_shuffle_ps::<0xee>(p[0], p[2]);
-            quads[4 * i + 2] = _mm256_shuffle_ps::<0x44>(p[1], p[3]);
-            quads[4 * i + 3] = _mm256_shuffle_ps::<0xee>(p[1], p[3]);
-        }
-        let mut columns = r;
-        for i in 0..4 {
-            columns[i] = _mm256_permute2f128_ps::<0x20>(quads[i], quads[i + 4]);
-            columns[i + 4] = _mm256_permute2f128_ps::<0x31>(quads[i], quads[i + 4]);
-        }
-        columns
-    }
-}
-
-/// Sixteen by sixteen in registers: pairs, then quads, then the quarters twice.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn columns_avx512(from: *const f32, from_row: usize) -> [std::arch::x86_64::__m512; 16] {
-    use std::arch::x86_64::*;
-    // SAFETY: the caller has checked the processor and the pointer.
-    unsafe {
-        let mut r = [_mm512_setzero_ps(); 16];
-        for (i, r) in r.iter_mut().enumerate() {
-            *r = _mm512_loadu_ps(from.add(i * from_row));
-        }
-        let mut pairs = r;
-        for i in 0..8 {
-            pairs[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-            pairs[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-        }
-        let mut quads = r;
-        for i in 0..4 {
-            let p = &pairs[4 * i..4 * i + 4];
-            quads[4 * i] = _mm512_shuffle_ps::<0x44>(p[0], p[2]);
-            quads[4 * i + 1] = _mm512_shuffle_ps::<0xee>(p[0], p[2]);
-            quads[4 * i + 2] = _mm512_shuffle_ps::<0x44>(p[1], p[3]);
-            quads[4 * i + 3] = _mm512_shuffle_ps::<0xee>(p[1], p[3]);
-        }
-        let mut columns = r;
-        for i in 0..4 {
-            let halves =
-                |a: __m512, b: __m512| (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-            let (low, high) = halves(quads[i], quads[4 + i]);
-            let (low2, high2) = halves(quads[8 + i], quads[12 + i]);
-            columns[i] = _mm512_shuffle_f32x4::<0x88>(low, low2);
-            columns[4 + i] = _mm512_shuffle_f32x4::<0xdd>(low, low2);
-            columns[8 + i] = _mm512_shuffle_f32x4::<0x88>(high, high2);
-            columns[12 + i] = _mm512_shuffle_f32x4::<0xdd>(high, high2);
-        }
-        columns
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn transpose_avx(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
-    // SAFETY: the caller has checked the processor and the pointers.
-    unsafe {
-        for (i, column) in columns_avx(from, from_row).into_iter().enumerate() {
-            std::arch::x86_64::_mm256_storeu_ps(to.add(i * to_row), column);
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-macro_rules! x86_lanes {
-    ($name:ident, $register:ident, $count:literal, $splat:ident, $load:ident, $store:ident, $fma:ident, $columns:ident, $doc:literal) => {
-        #[doc = $doc]
-        pub(crate) struct $name;
-
-        impl Lanes for $name {
-            type V = std::arch::x86_64::$register;
-            const N: usize = $count;
-            type Square = [Self::V; $count];
-            #[inline(always)]
-            unsafe fn splat(value: f32) -> Self::V {
-                // SAFETY: the caller has checked the processor.
-                unsafe { std::arch::x86_64::$splat(value) }
-            }
-            #[inline(always)]
-            unsafe fn load(from: *const f32) -> Self::V {
-                // SAFETY: the caller has checked the processor and the pointer.
-                unsafe { std::arch::x86_64::$load(from) }
-            }
-            #[inline(always)]
-            unsafe fn store(to: *mut f32, value: Self::V) {
-                // SAFETY: the caller has checked the processor and the pointer.
-                unsafe { std::arch::x86_64::$store(to, value) }
-            }
-            #[inline(always)]
-            unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-                // SAFETY: the caller has checked the processor.
-                unsafe { std::arch::x86_64::$fma(a, b, c) }
-            }
-            #[inline(always)]
-            unsafe fn transpose(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
-                // SAFETY: the caller has checked the processor and the pointers.
-                unsafe { transpose_avx(from, from_row, to, to_row) }
-            }
-            #[inline(always)]
-            unsafe fn columns(from: *const f32, from_row: usize) -> Self::Square {
-                // SAFETY: the caller has checked the processor and the pointer.
-                unsafe { $columns(from, from_row) }
-            }
-            #[inline(always)]
-            unsafe fn prefetch(at: *const f32) {
-                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                // SAFETY: a hint never faults.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-            }
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-x86_lanes!(
-    Avx2,
-    __m256,
-    8,
-    _mm256_set1_ps,
-    _mm256_loadu_ps,
-    _mm256_storeu_ps,
-    _mm256_fmadd_ps,
-    columns_avx,
-    "Eight lanes."
-);
-#[cfg(target_arch = "x86_64")]
-x86_lanes!(
-    Avx512,
-    __m512,
-    16,
-    _mm512_set1_ps,
-    _mm512_loadu_ps,
-    _mm512_storeu_ps,
-    _mm512_fmadd_ps,
-    columns_avx512,
-    "Sixteen lanes."
-);
 
 /// Compiles a function of plain loops once a level and calls the best one: `wide!(fn name(args) { body })`.
 macro_rules! wide {

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::few::{FEW, few_rows};
 use super::lanes::{Lanes, Level, Plain};
+use super::values::{GROUP, Values};
 
 /// Outputs of one register tile.
 const TILE: usize = 8;
@@ -26,8 +27,8 @@ const WORTH_THREADS: usize = 1 << 20;
 /// A weight matrix `[out, in]` where it lies, with its bias `[out]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
-    /// Row after row.
-    pub weight: &'a [f32],
+    /// `out * in` values.
+    pub weight: Values<'a>,
     /// Added to every output row.
     pub bias: Option<&'a [f32]>,
     /// Width of an input row.
@@ -77,12 +78,12 @@ fn lanes_of(level: Level) -> usize {
 /// A single block of rows: the threads share its outputs instead.
 fn split_outputs(level: Level, x: &[f32], matrix: Matrix<'_>, y: &mut [f32], threads: usize) {
     let (rows, out) = (x.len() / matrix.width, matrix.out());
-    let share = out.div_ceil(threads).next_multiple_of(TILE);
+    let share = out.div_ceil(threads).next_multiple_of(GROUP);
     let parts: Vec<Vec<f32>> = (0..out.div_ceil(share))
         .into_par_iter()
         .map(|part| {
             let range = part * share..((part + 1) * share).min(out);
-            let weight = &matrix.weight[range.start * matrix.width..range.end * matrix.width];
+            let weight = matrix.weight.rows(range.start, range.end, matrix.width);
             let part = Matrix { weight, bias: matrix.bias.map(|bias| &bias[range.clone()]), ..matrix };
             let mut y = vec![0.0; rows * range.len()];
             run_block(level, x, part, &mut y);
@@ -114,14 +115,14 @@ fn run_block(level: Level, x: &[f32], matrix: Matrix<'_>, y: &mut [f32]) {
 #[target_feature(enable = "avx512f,fma")]
 fn block_avx512(x: &[f32], matrix: Matrix<'_>, y: &mut [f32]) {
     // SAFETY: compiled for, and called on, a processor with these instructions.
-    unsafe { block::<super::lanes::Avx512>(x, matrix, y) }
+    unsafe { block::<super::x86::Avx512>(x, matrix, y) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn block_avx2(x: &[f32], matrix: Matrix<'_>, y: &mut [f32]) {
     // SAFETY: compiled for, and called on, a processor with these instructions.
-    unsafe { block::<super::lanes::Avx2>(x, matrix, y) }
+    unsafe { block::<super::x86::Avx2>(x, matrix, y) }
 }
 
 /// Up to `DEEP * L::N` rows against all outputs.
@@ -148,9 +149,17 @@ unsafe fn rows_by_outputs<L: Lanes, const R: usize>(x: &[f32], matrix: Matrix<'_
     // SAFETY: `x` has `rows` rows of `width`, the panel `width` rows of `span >= rows`.
     unsafe { turn::<L>(x, rows, width, width, &mut panel, span) };
     let mut tile = [0.0f32; TILE * DEEP * 16];
+    let mut widened = Vec::new();
     for first in (0..out).step_by(TILE) {
         let count = TILE.min(out - first);
-        let weight = &matrix.weight[first * width..(first + count) * width];
+        let weight = match matrix.weight {
+            Values::F32(weight) => &weight[first * width..(first + count) * width],
+            narrow => {
+                widened.resize(count * width, 0.0);
+                narrow.widen(first, width, &mut widened);
+                &widened
+            }
+        };
         let mut start = [0.0; TILE];
         if let Some(bias) = matrix.bias {
             start[..count].copy_from_slice(&bias[first..first + count]);
@@ -235,6 +244,7 @@ unsafe fn multiply<L: Lanes, const R: usize, const J: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::values::{Q8, pack_q8};
 
     fn values(count: usize, salt: usize) -> Vec<f32> {
         (0..count).map(|i| (((i * 7919 + salt * 104_729) % 2003) as f32 / 1001.0 - 1.0) * 0.7).collect()
@@ -251,7 +261,7 @@ mod tests {
         let (rows, width, out) = (37, 29, 21);
         let (x, w, b) = (values(rows * width, 1), values(out * width, 2), values(out, 3));
         let mut y = vec![];
-        linear(&x, Matrix { weight: &w, bias: Some(&b), width }, &mut y, 1);
+        linear(&x, Matrix { weight: Values::F32(&w), bias: Some(&b), width }, &mut y, 1);
         for row in 0..rows {
             for j in 0..out {
                 let exact: f64 = (0..width).map(|k| f64::from(x[row * width + k]) * f64::from(w[j * width + k])).sum();
@@ -264,7 +274,7 @@ mod tests {
     fn a_row_never_depends_on_its_mates_the_threads_or_the_level() {
         for (width, out) in [(96, 133), (77, 50), (5, 3)] {
             let (x, w, b) = (values(130 * width, 4), values(out * width, 5), values(out, 6));
-            let matrix = Matrix { weight: &w, bias: Some(&b), width };
+            let matrix = Matrix { weight: Values::F32(&w), bias: Some(&b), width };
             let mut whole = vec![];
             linear_at(Level::Plain, &x, matrix, &mut whole, 1);
             for level in levels() {
@@ -283,13 +293,40 @@ mod tests {
         }
     }
 
+    #[test]
+    fn narrow_weights_are_multiplied_as_the_f32_that_they_are() {
+        for (width, out) in [(96, 133), (77, 50), (5, 3), (32, 16)] {
+            let (x, w) = (values(40 * width, 4), values(out * width, 5));
+            let halves: Vec<half::bf16> = w.iter().map(|value| half::bf16::from_f32(*value)).collect();
+            let bytes = pack_q8(&w, width);
+            for narrow in [Values::Bf16(&halves), Values::Q8(Q8 { bytes: &bytes, out, width })] {
+                let mut wide = vec![0.0; out * width];
+                narrow.widen(0, width, &mut wide);
+                let mut whole = vec![];
+                linear(&x, Matrix { weight: Values::F32(&wide), bias: None, width }, &mut whole, 1);
+                for level in levels() {
+                    for (rows, threads) in [(1, 1), (3, 2), (8, 1), (9, 1), (17, 3), (40, 2)] {
+                        let mut y = vec![];
+                        let matrix = Matrix { weight: narrow, bias: None, width };
+                        linear_at(level, &x[..rows * width], matrix, &mut y, threads);
+                        let same = y.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(
+                            same && y.len() == rows * out,
+                            "{level:?} {width} x {out}, {rows} rows, {threads} threads"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
     /// The plain form takes few rows, too, so that it is held to the sum in its plain order here.
     #[test]
     fn sums_run_in_the_order_of_the_width() {
         let (width, out) = (77, 50);
         let (x, w) = (values(9 * width, 4), values(out * width, 5));
         let mut y = vec![];
-        linear(&x, Matrix { weight: &w, bias: None, width }, &mut y, 1);
+        linear(&x, Matrix { weight: Values::F32(&w), bias: None, width }, &mut y, 1);
         for (row, y) in x.chunks_exact(width).zip(y.chunks_exact(out)) {
             for (w, y) in w.chunks_exact(width).zip(y) {
                 let sum = w.iter().zip(row).fold(0.0f32, |sum, (w, x)| w.mul_add(*x, sum));

@@ -19,5 +19,8 @@ mod few;
 pub mod lanes;
 pub mod linear;
 pub mod rows;
+pub mod values;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 pub use linear::linear;

@@ -40,6 +40,8 @@ use crate::image::Processor;
 use crate::lora::{Adapter, LoraConfig};
 use crate::tokenizer::TextTokenizer;
 use crate::weights::Weights;
+
+pub use crate::weights::Form;
 use infer::{EngineChoice, Host, Tensors, Work};
 use prefix::Store;
 
@@ -57,8 +59,8 @@ const KEPT_BYTES: usize = 256 << 20;
 pub struct LoadOptions {
     /// Threads of the model's own pool; results do not depend on it.
     pub threads: usize,
-    /// Type of the weights; on the CPU f32 is the fast one, and its own engine computes in f32 whatever it is.
-    pub dtype: DType,
+    /// How the weights are held. On the CPU sums are f32 in every form.
+    pub form: Form,
     /// Where the weights live.
     pub device: DeviceChoice,
     /// Bytes of encoded pictures and of keys and values that the model keeps for later requests; results do not depend on it.
@@ -67,10 +69,22 @@ pub struct LoadOptions {
     pub engine: EngineChoice,
 }
 
+impl LoadOptions {
+    fn open(&self) -> Result<Device> {
+        let device = self.device.open()?;
+        if self.form == Form::Q8 && (!device.is_cpu() || self.engine == EngineChoice::Tensors) {
+            return Err(ModelError::Setting(
+                "weights in eight bits (q8) are for the CPU's own engine; take bf16 here".into(),
+            ));
+        }
+        Ok(device)
+    }
+}
+
 impl Default for LoadOptions {
     fn default() -> LoadOptions {
-        let (dtype, device, engine) = (DType::F32, DeviceChoice::Cpu, EngineChoice::ByDevice);
-        LoadOptions { threads: 1, dtype, device, kept_bytes: KEPT_BYTES, engine }
+        let (form, device, engine) = (Form::F32, DeviceChoice::Cpu, EngineChoice::ByDevice);
+        LoadOptions { threads: 1, form, device, kept_bytes: KEPT_BYTES, engine }
     }
 }
 
@@ -138,8 +152,9 @@ impl Vlm {
     /// When a file is missing or malformed, the architecture is not supported, or the device is not there.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Vlm> {
         let (config, assets) = Vlm::read_assets(dir)?;
-        let device = options.device.open()?;
-        let weights = Weights::read(config.specs(), &TensorFiles::open(dir)?, options.dtype, &device)?;
+        let device = options.open()?;
+        let files = TensorFiles::open(dir)?;
+        let weights = Weights::read(config.specs(), &files, options.form.of(&files), &device)?;
         Vlm::assemble(config, weights, assets, pool(options)?, options)
     }
 
@@ -168,8 +183,8 @@ impl Vlm {
     pub fn init(config: impl Into<Config>, assets: Assets, seed: u64, options: &LoadOptions) -> Result<Vlm> {
         let config = config.into();
         config.check().map_err(ModelError::Setting)?;
-        let (device, pool) = (options.device.open()?, pool(options)?);
-        let weights = pool.install(|| Weights::draw(config.specs(), seed, options.dtype, &device))?;
+        let (device, pool) = (options.open()?, pool(options)?);
+        let weights = pool.install(|| Weights::draw(config.specs(), seed, options.form, &device))?;
         Vlm::assemble(config, weights, assets, pool, options)
     }
 
@@ -201,6 +216,7 @@ impl Vlm {
     /// # Errors
     /// When a file cannot be written.
     pub fn save_as(&self, dir: &Path, dtype: Option<DType>, limit: Option<usize>) -> Result<()> {
+        self.unpacked()?;
         std::fs::create_dir_all(dir).map_err(|source| ModelError::Write { path: dir.into(), source })?;
         let assets = &self.assets;
         write_json(&dir.join("config.json"), &self.config.to_json())?;
@@ -245,6 +261,7 @@ impl Vlm {
     /// # Errors
     /// When a target is no map of the language model.
     pub fn with_new_adapter(&self, config: &LoraConfig, seed: u64) -> Result<Vlm> {
+        self.unpacked()?;
         let head = self.model.head();
         self.under(Adapter::draw(self.weights.specs(), config, seed, head.dtype(), head.device())?)
     }
@@ -254,6 +271,7 @@ impl Vlm {
     /// # Errors
     /// When a file is missing or damaged, or a pair fits no weight of the model.
     pub fn with_adapter(&self, dir: &Path) -> Result<Vlm> {
+        self.unpacked()?;
         let head = self.model.head();
         self.under(Adapter::read(dir, self.weights.specs(), head.dtype(), head.device())?)
     }
@@ -263,6 +281,16 @@ impl Vlm {
         let model = Model::new(&self.config, &weights, Trainable::Nothing)?;
         let prefixes = self.prefixes.anew();
         Ok(Vlm { weights, model, prefixes, ..self.clone() })
+    }
+
+    /// Refuses what weights in eight bits are of no use for.
+    fn unpacked(&self) -> Result<()> {
+        match self.weights.are_packed() {
+            true => Err(ModelError::Setting(
+                "weights in eight bits (q8) can only answer and score; load the model in f32 or bf16".into(),
+            )),
+            false => Ok(()),
+        }
     }
 
     fn under(&self, adapter: Adapter) -> Result<Vlm> {
@@ -278,12 +306,14 @@ impl Vlm {
     /// # Errors
     /// When there is no room for the weights.
     pub fn merged(&self) -> Result<Vlm> {
+        self.unpacked()?;
         let weights = self.weights.merged()?;
         self.over(weights)
     }
 
     /// The architecture over the model's weights, for inference: no gradient flows. Under an adapter it shows the weights as
-    /// they were when the adapter came; [`Vlm::merged`] and [`Vlm::view`] show them as they are.
+    /// they were when the adapter came; [`Vlm::merged`] and [`Vlm::view`] show them as they are. Of
+    /// weights in eight bits it computes nothing.
     pub fn model(&self) -> &Model {
         &self.model
     }
@@ -293,6 +323,7 @@ impl Vlm {
     /// # Errors
     /// When a weight is missing, which a loaded model excludes.
     pub fn view(&self, trainable: Trainable) -> Result<Model> {
+        self.unpacked()?;
         Model::new(&self.config, &self.weights, trainable)
     }
 
@@ -337,9 +368,13 @@ impl Vlm {
         self.model.head().device()
     }
 
-    /// The type of the weights.
-    pub fn dtype(&self) -> DType {
-        self.model.head().dtype()
+    /// How the weights are held.
+    pub fn form(&self) -> Form {
+        match self.model.head().dtype() {
+            DType::BF16 => Form::Bf16,
+            DType::U8 => Form::Q8,
+            _ => Form::F32,
+        }
     }
 
     /// Number of the model's own threads.

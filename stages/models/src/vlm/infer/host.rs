@@ -11,6 +11,7 @@ use crate::image::Patches;
 use crate::kernel::attend::{Seen, Stretch, attend, rotate, slide};
 use crate::kernel::linear::{Matrix, linear};
 use crate::kernel::rows::{add, log_sum_exp, rms_norm, swiglu};
+use crate::kernel::values::Values;
 use crate::ops::HeadShape;
 use crate::vlm::family::{Config, Tower};
 use crate::vlm::prefix::Part;
@@ -54,10 +55,10 @@ pub struct Lane {
 pub struct Host<'a> {
     config: &'a Config,
     text: &'a TextConfig,
-    vision: Tower<&'a [f32]>,
+    vision: Tower<Values<'a>>,
     rope: TextRope,
-    embed: &'a [f32],
-    head: &'a [f32],
+    embed: Values<'a>,
+    head: Values<'a>,
     norm: &'a [f32],
     layers: Vec<Layer<'a>>,
     threads: usize,
@@ -95,10 +96,11 @@ impl<'a> Host<'a> {
             let get = |name: &str| weights.get(&format!("model.layers.{index}.{name}"));
             let matrix =
                 |name: &str, width: usize| Ok::<_, ModelError>(Matrix { weight: get(name)?, bias: None, width });
-            let qkv_bias = text.decoder.has_bias().then(|| get("self_attn.qkv_proj.bias")).transpose()?;
+            let vector = |name: &str| Ok::<_, ModelError>(get(name)?.vector());
+            let qkv_bias = text.decoder.has_bias().then(|| vector("self_attn.qkv_proj.bias")).transpose()?;
             Ok::<_, ModelError>(Layer {
-                norm1: get("input_layernorm.weight")?,
-                norm2: get("post_attention_layernorm.weight")?,
+                norm1: vector("input_layernorm.weight")?,
+                norm2: vector("post_attention_layernorm.weight")?,
                 qkv: Matrix { bias: qkv_bias, ..matrix("self_attn.qkv_proj.weight", width)? },
                 out: matrix("self_attn.o_proj.weight", text.heads.out_width())?,
                 gate_up: matrix("mlp.gate_up_proj.weight", width)?,
@@ -113,17 +115,21 @@ impl<'a> Host<'a> {
             rope: TextRope::new(text),
             embed,
             head: if text.tie_word_embeddings { embed } else { weights.get("lm_head.weight")? },
-            norm: weights.get("model.norm.weight")?,
+            norm: weights.get("model.norm.weight")?.vector(),
             layers: (0..text.layers).map(layer).collect::<Result<_>>()?,
             threads,
         })
     }
 
-    fn table_row(&self, id: u32) -> Result<&'a [f32]> {
-        let width = self.text.hidden_size;
-        self.embed
-            .get(id as usize * width..(id as usize + 1) * width)
-            .ok_or_else(|| ModelError::Prompt(format!("token {id} is outside the vocabulary")))
+    /// Adds the embedded row of a token.
+    fn embed_row(&self, id: u32, rows: &mut Vec<f32>) -> Result<()> {
+        let (width, start) = (self.text.hidden_size, rows.len());
+        if id as usize >= self.embed.len() / width {
+            return Err(ModelError::Prompt(format!("token {id} is outside the vocabulary")));
+        }
+        rows.resize(start + width, 0.0);
+        self.embed.widen(id as usize, width, &mut rows[start..]);
+        Ok(())
     }
 
     /// Norm, projection, rotation, cache and attention of one layer; the update is left in `buffers.update`.
@@ -213,12 +219,13 @@ impl Engine for Host<'_> {
         let mut images = images.iter().flat_map(|rows| rows.chunks_exact(width));
         let mut rows = Vec::with_capacity(ids.len() * width);
         for &id in ids {
-            let row = if id == self.config.image_token_id() {
-                images.next().ok_or_else(|| ModelError::Prompt("more image tokens than picture rows".into()))?
+            if id == self.config.image_token_id() {
+                let row =
+                    images.next().ok_or_else(|| ModelError::Prompt("more image tokens than picture rows".into()))?;
+                rows.extend_from_slice(row);
             } else {
-                self.table_row(id)?
-            };
-            rows.extend_from_slice(row);
+                self.embed_row(id, &mut rows)?;
+            }
         }
         if images.next().is_some() {
             return Err(ModelError::Prompt("more picture rows than image tokens".into()));
@@ -229,7 +236,7 @@ impl Engine for Host<'_> {
     fn embed_text(&self, ids: &[u32]) -> Result<Vec<f32>> {
         let mut rows = Vec::with_capacity(ids.len() * self.text.hidden_size);
         for &id in ids {
-            rows.extend_from_slice(self.table_row(id)?);
+            self.embed_row(id, &mut rows)?;
         }
         Ok(rows)
     }

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::kernel::attend::{Seen, Stretch, attend};
 use crate::kernel::linear::{Matrix, linear};
 use crate::kernel::rows;
+use crate::kernel::values::Values;
 use crate::ops::{HeadShape, Segments};
 use crate::vlm::infer::turn;
 use crate::vlm::text::Angles;
@@ -41,7 +42,7 @@ pub struct Rows {
 
 impl<'a> Engine for Plain<'a> {
     type Rows = Rows;
-    type Weight = &'a [f32];
+    type Weight = Values<'a>;
     type Angles = Option<Angles>;
 
     fn pixels(&self, pixels: &[&Tensor], order: Option<Vec<u32>>) -> Result<Rows> {
@@ -60,14 +61,14 @@ impl<'a> Engine for Plain<'a> {
         Ok(angles)
     }
 
-    fn linear(&self, x: &Rows, map: &Linear<&'a [f32]>) -> Result<Rows> {
-        let matrix = Matrix { weight: map.weight, bias: map.bias, width: x.width };
+    fn linear(&self, x: &Rows, map: &Linear<Values<'a>>) -> Result<Rows> {
+        let matrix = Matrix { weight: map.weight, bias: map.bias.map(Values::vector), width: x.width };
         let mut values = Vec::new();
         linear(&x.values, matrix, &mut values, self.threads);
         Ok(Rows { values, width: matrix.out() })
     }
 
-    fn norm(&self, x: &Rows, norm: &Norm<&'a [f32]>) -> Result<Rows> {
+    fn norm(&self, x: &Rows, norm: &Norm<Values<'a>>) -> Result<Rows> {
         let mut values = vec![0.0; x.values.len()];
         normalise(&x.values, norm, &mut values);
         Ok(Rows { values, width: x.width })
@@ -95,7 +96,7 @@ impl<'a> Engine for Plain<'a> {
     fn norm_queries_and_keys(
         &self,
         mut qkv: Rows,
-        norms: &(Norm<&'a [f32]>, Norm<&'a [f32]>),
+        norms: &(Norm<Values<'a>>, Norm<Values<'a>>),
         shape: HeadShape,
     ) -> Result<Rows> {
         let (q, kv) = (shape.out_width(), shape.kv_heads * shape.head_dim);
@@ -134,9 +135,9 @@ impl<'a> Engine for Plain<'a> {
         Ok(x)
     }
 
-    fn scale(&self, mut x: Rows, by: &&'a [f32]) -> Result<Rows> {
+    fn scale(&self, mut x: Rows, by: &Values<'a>) -> Result<Rows> {
         for row in x.values.chunks_exact_mut(x.width) {
-            row.iter_mut().zip(*by).for_each(|(value, factor)| *value *= factor);
+            row.iter_mut().zip(by.vector()).for_each(|(value, factor)| *value *= factor);
         }
         Ok(x)
     }
@@ -145,8 +146,10 @@ impl<'a> Engine for Plain<'a> {
         Ok(Rows { width: x.width * unit, ..x })
     }
 
-    fn table(&self, weight: &&'a [f32], width: usize) -> Result<Rows> {
-        Ok(Rows { values: weight.to_vec(), width })
+    fn table(&self, weight: &Values<'a>, width: usize) -> Result<Rows> {
+        let mut values = vec![0.0; weight.len()];
+        weight.widen(0, width, &mut values);
+        Ok(Rows { values, width })
     }
 
     fn pick(&self, parts: &[&Rows], rows: Vec<u32>) -> Result<Rows> {
@@ -188,9 +191,9 @@ impl Plain<'_> {
     }
 }
 
-fn normalise(x: &[f32], norm: &Norm<&[f32]>, y: &mut [f32]) {
+fn normalise(x: &[f32], norm: &Norm<Values<'_>>, y: &mut [f32]) {
     match norm.bias {
-        Some(bias) => rows::layer_norm(x, norm.weight, bias, norm.eps as f32, y),
-        None => rows::rms_norm(x, norm.weight, norm.eps as f32, y),
+        Some(bias) => rows::layer_norm(x, norm.weight.vector(), bias.vector(), norm.eps as f32, y),
+        None => rows::rms_norm(x, norm.weight.vector(), norm.eps as f32, y),
     }
 }
