@@ -4,12 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mpcc_engine::plan::hub_snapshot;
+use mpcc_stages::models::DType;
+use mpcc_stages::models::device::{BUILT, DeviceChoice};
 use mpcc_stages::models::image::{self, RgbImage};
+use mpcc_stages::models::vlm::infer::EngineChoice;
 use mpcc_stages::models::vlm::{LoadOptions, Vlm};
 
-use super::args::PlaceArgs;
+use super::args::{Device, DeviceArgs, Dtype, PlaceArgs};
 use crate::environment::hub_cache;
 use crate::report::Failure;
+use crate::ui::complain;
 
 /// The revision of an id that names none.
 const MAIN: &str = "main";
@@ -31,7 +35,7 @@ pub(super) fn find(model: &str) -> Result<PathBuf, Failure> {
 }
 
 /// `org/name[@revision]`.
-fn hub_id(text: &str) -> Option<(&str, &str)> {
+pub(super) fn hub_id(text: &str) -> Option<(&str, &str)> {
     let (id, revision) = text.split_once('@').unwrap_or((text, MAIN));
     let (org, name) = id.split_once('/')?;
     let plain = |part: &str| {
@@ -42,15 +46,30 @@ fn hub_id(text: &str) -> Option<(&str, &str)> {
 }
 
 fn not_downloaded(model: &str, id: &str, revision: &str, cache: Option<&Path>) -> Failure {
-    let folder = format!("models--{}", id.replace('/', "--"));
-    let place = cache.map_or_else(|| PathBuf::from("$HF_HOME/hub"), Path::to_owned).join(&folder);
-    let place = place.display();
+    let place = place_of(id, cache);
     Failure::wrong(format_args!(
         "there is no folder {model}, and checkpoint {id} (revision {revision}) is not in the Hugging Face cache.\n\
          Looked for {place}/snapshots/COMMIT/config.json, where COMMIT is `{revision}` or what {place}/refs/{revision} holds.\n\
-         Nothing is downloaded here: on a machine with a network run `hf download {id} --revision {revision}`, copy its \
-         {folder} to {place}, or set HF_HUB_CACHE to the folder that holds {folder}."
+         `mpcc model download {id}@{revision}` brings it. {}",
+        without_network(id, cache)
     ))
+}
+
+/// What to do where there is no network.
+pub(super) fn without_network(id: &str, cache: Option<&Path>) -> String {
+    let (folder, place) = (folder_of(id), place_of(id, cache));
+    format!(
+        "Without a network: run it where there is one, copy the folder {folder} of that cache to {place}, or set HF_HUB_CACHE to a \
+         folder that holds {folder}."
+    )
+}
+
+fn folder_of(id: &str) -> String {
+    format!("models--{}", id.replace('/', "--"))
+}
+
+fn place_of(id: &str, cache: Option<&Path>) -> String {
+    cache.map_or_else(|| PathBuf::from("$HF_HOME/hub"), Path::to_owned).join(folder_of(id)).display().to_string()
 }
 
 /// What a model is called: the last part of what was typed.
@@ -66,12 +85,45 @@ pub(super) fn threads(args: &PlaceArgs) -> usize {
     args.threads.map_or_else(cores, usize::from)
 }
 
-/// Loads a model on the CPU; the seconds that it took.
-pub(super) fn load(dir: &Path, args: &PlaceArgs) -> Result<(Vlm, f64), Failure> {
+/// Loads a model; the seconds that it took.
+pub(super) fn load(dir: &Path, args: &PlaceArgs, device: &DeviceArgs) -> Result<(Vlm, f64), Failure> {
     let started = Instant::now();
-    let options = LoadOptions { threads: threads(args), ..LoadOptions::default() };
-    let vlm = Vlm::load(dir, &options)?;
+    let vlm = Vlm::load(dir, &options(args, device)?)?;
     Ok((vlm, started.elapsed().as_secs_f64()))
+}
+
+/// How a model is brought into memory. A GPU that was asked for and is not there is an error; one that would have been liked, a line.
+pub(super) fn options(args: &PlaceArgs, asked: &DeviceArgs) -> Result<LoadOptions, Failure> {
+    let device = match asked.device {
+        Some(Device::Cpu) => DeviceChoice::Cpu,
+        Some(Device::Cuda(index)) => {
+            DeviceChoice::Cuda(index).open().map_err(|error| Failure::machine(error.to_string()))?;
+            DeviceChoice::Cuda(index)
+        }
+        None if !BUILT => DeviceChoice::Cpu,
+        Some(Device::Auto) | None => {
+            let (device, why) = DeviceChoice::preferred();
+            let why = why.or_else(|| (!BUILT).then(|| "this build has no CUDA (docs/cuda.md)".to_owned()));
+            if let Some(why) = why {
+                complain(format_args!("warning: {}; computing on the CPU", why.lines().next().unwrap_or_default()));
+            }
+            device
+        }
+    };
+    let cpu = device == DeviceChoice::Cpu;
+    if cpu && asked.dtype == Some(Dtype::Bf16) && !asked.tensors {
+        return Err(Failure::wrong(
+            "--dtype bf16 on the CPU: it computes in f32 and would widen all weights again and again; \
+                                   leave --dtype out, or see with --tensors what a GPU would compute",
+        ));
+    }
+    let dtype = match asked.dtype {
+        Some(Dtype::Bf16) => DType::BF16,
+        None if !cpu => DType::BF16,
+        Some(Dtype::F32) | None => DType::F32,
+    };
+    let engine = if asked.tensors { EngineChoice::Tensors } else { EngineChoice::ByDevice };
+    Ok(LoadOptions { threads: threads(args), dtype, device, engine, ..LoadOptions::default() })
 }
 
 /// Reads a picture.
@@ -98,6 +150,6 @@ mod tests {
     #[test]
     fn what_is_not_there_is_told_with_its_place() {
         let told = not_downloaded("a/b@v1", "a/b", "v1", Some(Path::new("/hub"))).text;
-        assert!(told.contains("/hub/models--a--b/refs/v1") && told.contains("hf download a/b --revision v1"), "{told}");
+        assert!(told.contains("/hub/models--a--b/refs/v1") && told.contains("mpcc model download a/b@v1"), "{told}");
     }
 }
