@@ -99,7 +99,7 @@ fn measure(vlm: &Vlm, args: &BenchArgs, round: u32) -> Result<Round, Failure> {
         let image = args.image.map(|(width, height)| noise(width, height, salt));
         let started = Instant::now();
         if let Some(image) = &image {
-            vlm.assets().processor.process(image)?;
+            vlm.pool().install(|| vlm.assets().processor.process(image))?;
         }
         preprocess_s += started.elapsed().as_secs_f64();
         let prompt: Prompt = prompt(vlm, None, &text, image.as_slice()).map_err(Failure::wrong)?;

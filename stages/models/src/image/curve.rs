@@ -1,11 +1,12 @@
 //! What the bytes of a channel become: rescaled in f64 and rounded to f32, then less the mean, then over the deviation.
 //!
-//! The 256 values stand in a table. Looking a value up takes about as long as storing it, so where the processor has fused multiply-add, the values are
-//! computed anew, without the f64 and without the division: both are replaced by a product and its correction,
+//! The 256 values stand in a table. A table is asked for one value at a time, so where the processor has fused multiply-add the values
+//! are computed, sixteen at a time, without the f64 and without the division; each is replaced by a product and its correction:
 //!
-//! `scaled = fma(byte, high, byte * low)` with `high + low` the factor; `value = q + (d - q * std) / std` with `q` nearly `d / std`.
+//! - `scaled = fma(byte, high, byte * low)`, with `high + low` nearly the factor;
+//! - `value = fma(fma(-near, std, d), inverse, near)`, with `near = d * inverse` nearly `d / std`.
 //!
-//! Whether this gives the table's bits is not argued but tried, on all 256 bytes, whenever a curve is made; where it does not, the table
+//! That this gives the table's bits is not argued but tried, on all 256 bytes, whenever a curve is made; where it does not, the table
 //! is used.
 
 use std::mem::MaybeUninit;

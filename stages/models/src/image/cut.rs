@@ -73,11 +73,16 @@ impl Cutter {
         3 * self.repeat * self.patch * self.patch
     }
 
+    /// Patches along width and height: what whole squares hold.
+    fn grid(&self, part: &Part) -> [usize; 2] {
+        part.canvas.size.map(|side| side / (self.patch * part.block) * part.block)
+    }
+
     /// The patches of all parts, a row each, in the threads of the pool that the caller runs in; outside of any on the caller's alone, so
     /// that nobody takes more processors than it was given.
     pub(super) fn cut(&self, parts: &[Part]) -> Result<Tensor> {
         let threads = if rayon::current_thread_index().is_some() { rayon::current_num_threads() } else { 1 };
-        let patches = |part: &Part| part.canvas.size.map(|side| side / self.patch).iter().product::<usize>();
+        let patches = |part: &Part| self.grid(part).iter().product::<usize>();
         let (rows, width) = (parts.iter().map(patches).sum::<usize>(), self.width());
         let mut values: Vec<f32> = Vec::with_capacity(rows * width);
         let mut free = &mut values.spare_capacity_mut()[..rows * width];
@@ -98,7 +103,10 @@ impl Cutter {
 
     /// A part in as many bands as are of use.
     fn bands<'a>(&self, part: &'a Part, out: &'a mut [MaybeUninit<f32>], threads: usize) -> Vec<Band<'a>> {
-        let [columns, rows] = part.canvas.size.map(|side| side / self.patch);
+        let [columns, rows] = self.grid(part);
+        if out.is_empty() {
+            return Vec::new();
+        }
         let useful = if threads == 1 { 1 } else { (BANDS * threads).min(out.len() / WORTH).clamp(1, rows) };
         let start = |band: usize| band * rows / useful;
         let band = |band| Band { canvas: &part.canvas, rows: start(band)..start(band + 1), runs: Vec::new() };

@@ -4,13 +4,16 @@
 //! |---|---|
 //! | `decode` | bytes to pixels, or why not |
 //! | `measure` | width and height without decoding |
-//! | `resize` | Pillow's bicubic filter, and torchvision's |
+//! | `resize` | Pillow's bicubic filter, and torchvision's: their weights, and the order of the two passes |
+//! | `weigh`, `turn` | the passes, on vectors |
+//! | `canvas` | a resized picture, perhaps with black around it |
+//! | `cut`, `curve` | bands of lines to rows of patches; bytes to values |
 //! | `qwen` | one picture of any size within a pixel budget |
 //! | `anyres` | LLaVA-NeXT: the whole picture and tiles of the best of given resolutions |
 //! | `tiles` | InternVL: up to so many tiles, and the whole picture behind them |
 //!
-//! Every step equals the reference processor's. What a family's pictures have in common is [`Patches`]: rows of flattened patches,
-//! and how many tokens they make.
+//! Every step equals the reference processor's, on any processor and by any number of threads; `plainly` tests it. What a family's
+//! pictures have in common is [`Patches`]: rows of flattened patches, and how many tokens they make.
 
 pub mod anyres;
 mod canvas;

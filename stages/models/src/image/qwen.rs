@@ -100,7 +100,7 @@ impl ImageProcessor {
     /// Resizes, normalises and cuts one picture.
     ///
     /// # Errors
-    /// When a side is zero, one side is over 200 times the other, or (without resizing) the size is no multiple of a merged patch.
+    /// When a side or a setting is zero, one side is over 200 times the other, or (without resizing) the size is no multiple of a merged patch.
     pub fn process(&self, image: &RgbImage) -> Result<Patches> {
         self.process_with(image, Filter::default())
     }
@@ -116,6 +116,11 @@ impl ImageProcessor {
             return refuse("a side is empty");
         }
         let factor = self.patch_size * self.merge_size;
+        if factor * self.temporal_patch_size == 0 {
+            return refuse(
+                "the processor's patches have no pixel: `patch_size`, `merge_size` or `temporal_patch_size` is 0",
+            );
+        }
         if !self.do_resize {
             if [width, height].iter().any(|side| !(*side as usize).is_multiple_of(factor)) {
                 return refuse(&format!("resizing is off, so both sides must be multiples of {factor}"));
@@ -189,6 +194,17 @@ mod tests {
     fn a_ribbon_is_refused() {
         let error = ImageProcessor::default().process(&RgbImage::new(2, 500)).unwrap_err();
         assert!(error.to_string().contains("200 times"), "{error}");
+    }
+
+    #[test]
+    fn patches_without_a_pixel_are_refused() {
+        for processor in [
+            ImageProcessor { patch_size: 0, ..ImageProcessor::default() },
+            ImageProcessor { temporal_patch_size: 0, ..ImageProcessor::default() },
+        ] {
+            let error = processor.process(&RgbImage::new(56, 56)).unwrap_err();
+            assert!(error.to_string().contains("`temporal_patch_size` is 0"), "{error}");
+        }
     }
 
     #[test]

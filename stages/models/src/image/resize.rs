@@ -22,6 +22,7 @@ pub enum Filter {
 /// Pillow's fixed-point fraction bits of a filter weight.
 const PRECISION: u32 = 22;
 
+/// What each of `target` pixels reads of `source` pixels.
 fn taps(source: usize, target: usize, filter: Filter) -> Taps {
     let scale = source as f64 / target as f64;
     let stretch = scale.max(1.0);
