@@ -97,8 +97,10 @@ pub(super) fn options(args: &PlaceArgs, asked: &DeviceArgs) -> Result<LoadOption
     };
     let cpu = device == DeviceChoice::Cpu;
     if cpu && asked.dtype == Some(Dtype::Bf16) && !asked.tensors {
-        return Err(Failure::wrong("--dtype bf16 on the CPU: it computes in f32 and would widen all weights again and again; \
-                                   leave --dtype out, or see with --tensors what a GPU would compute"));
+        return Err(Failure::wrong(
+            "--dtype bf16 on the CPU: it computes in f32 and would widen all weights again and again; \
+                                   leave --dtype out, or see with --tensors what a GPU would compute",
+        ));
     }
     let dtype = match asked.dtype {
         Some(Dtype::Bf16) => DType::BF16,

@@ -93,12 +93,7 @@ pub fn attention(
 
 /// Segments that see themselves alone: those of one length together, because a tower has many small windows of few sizes, and each
 /// would be a dozen launches in every layer.
-fn attend_alike(
-    heads: [&Tensor; 3],
-    segments: &Segments,
-    shape: HeadShape,
-    window: Option<usize>,
-) -> Result<Tensor> {
+fn attend_alike(heads: [&Tensor; 3], segments: &Segments, shape: HeadShape, window: Option<usize>) -> Result<Tensor> {
     let mut alike: BTreeMap<(usize, bool), Vec<&Segment>> = BTreeMap::new();
     for segment in segments {
         alike.entry((segment.own.len(), segment.causal)).or_default().push(segment);

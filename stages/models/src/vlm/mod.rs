@@ -22,6 +22,7 @@ pub mod prompt;
 pub mod qwen;
 mod section;
 mod specs;
+mod store;
 pub mod text;
 pub mod vision;
 
@@ -41,7 +42,7 @@ use crate::lora::{Adapter, LoraConfig};
 use crate::tokenizer::TextTokenizer;
 use crate::weights::Weights;
 use infer::{EngineChoice, Host, Tensors, Work};
-use prefix::Store;
+use store::Store;
 
 pub use family::Config;
 pub use model::{Model, Packed, Trainable};
@@ -357,9 +358,9 @@ impl Vlm {
     pub(crate) fn with_engine<W: Work>(&self, work: W) -> Result<W::Out> {
         let store = if self.weights.lent() { self.prefixes.keeping_nothing() } else { self.prefixes.clone() };
         match store {
-            Store::Host(prefixes) => self.weights.with_slices(|slices| {
-                work.run(&Host::new(&self.config, slices, self.threads())?, &prefixes)
-            }),
+            Store::Host(prefixes) => self
+                .weights
+                .with_slices(|slices| work.run(&Host::new(&self.config, slices, self.threads())?, &prefixes)),
             Store::Tensors(prefixes) => {
                 // Under an adapter the model shows the weights as they were when it came.
                 let model = match self.weights.adapter() {

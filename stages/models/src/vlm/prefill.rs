@@ -91,11 +91,7 @@ type Ended<E> = (Chain<<E as Engine>::Stretch>, Arc<<E as Engine>::Rows>);
 ///
 /// # Errors
 /// When a prompt does not fit the model.
-pub fn prefill<E: Engine>(
-    engine: &E,
-    prompts: &[&Arc<Prompt>],
-    prefixes: &PrefixesOf<E>,
-) -> Result<Vec<Prefilled<E>>> {
+pub fn prefill<E: Engine>(engine: &E, prompts: &[&Arc<Prompt>], prefixes: &PrefixesOf<E>) -> Result<Vec<Prefilled<E>>> {
     Prefill { engine }.prompts(prompts, prefixes)
 }
 
@@ -120,7 +116,8 @@ impl<E: Engine> Prefill<'_, E> {
         let mut roots: Vec<Chain<E::Stretch>> = asked.iter().map(find).collect();
         let mut work = Work { prefixes, pictures: BTreeMap::new(), encoded: 0, computed: 0 };
         self.grow_trunks(&asked, &mut roots, &mut work)?;
-        let whole = |(asked, root): (_, &Chain<E::Stretch>)| Job { asked, root: root.clone(), until: Asked::len(asked) };
+        let whole =
+            |(asked, root): (_, &Chain<E::Stretch>)| Job { asked, root: root.clone(), until: Asked::len(asked) };
         let jobs: Vec<Job<'_, E::Stretch>> = asked.iter().zip(&roots).map(whole).collect();
         let done = self.run(&jobs, &mut work)?;
         work.count(&asked);
@@ -151,12 +148,7 @@ impl<E: Engine> Prefill<'_, E> {
     }
 
     /// Computes the trunks of prompts that begin alike, and roots the prompts in them.
-    fn grow_trunks(
-        &self,
-        asked: &[Asked<'_>],
-        roots: &mut [Chain<E::Stretch>],
-        work: &mut Work<'_, E>,
-    ) -> Result<()> {
+    fn grow_trunks(&self, asked: &[Asked<'_>], roots: &mut [Chain<E::Stretch>], work: &mut Work<'_, E>) -> Result<()> {
         let mut trunks = Vec::new();
         let mut jobs = Vec::new();
         for trunk in alike(asked) {
