@@ -319,3 +319,20 @@ fn an_adapter_in_training_counts_as_it_stands() {
     assert!((after - before).abs() > 1e-3, "{before} {after}");
     assert!((score(&host) - after).abs() < 1e-4 * after.abs());
 }
+
+#[test]
+fn weights_that_change_count_at_once() {
+    let [host, tensors] = both("tiny", 1 << 20);
+    let request =
+        ScoreRequest { prompt: ask(&host, &[1], "What is it?"), prefix: vec![], continuations: vec![vec![9, 10, 11]] };
+    let score = |vlm: &Vlm| vlm.score(std::slice::from_ref(&request)).unwrap()[0][0];
+    let before = score(&tensors);
+    for vlm in [&host, &tensors] {
+        for (_, var) in vlm.weights().vars().iter().filter(|(name, _)| name.contains("qkv")) {
+            var.set(&(var.as_tensor() * 2.0).unwrap()).unwrap();
+        }
+    }
+    let after = score(&tensors);
+    assert!((after - before).abs() > 1e-3, "{before} {after}");
+    assert!((score(&host) - after).abs() < 1e-4 * after.abs());
+}
