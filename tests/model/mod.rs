@@ -2,6 +2,7 @@
 
 mod hub;
 mod hub_server;
+mod devices;
 mod serve;
 
 use std::collections::BTreeMap;

@@ -91,14 +91,12 @@ pub(super) fn load(dir: &Path, args: &PlaceArgs, device: &DeviceArgs) -> Result<
     Ok((vlm, started.elapsed().as_secs_f64()))
 }
 
-/// How a model is brought into memory. A GPU that was asked for and is not there is an error; one that would have been liked, a line.
+/// How a model is brought into memory. A GPU that is not there is a line where one would have been liked; where one was asked for, loading
+/// ends with an error.
 pub(super) fn options(args: &PlaceArgs, asked: &DeviceArgs) -> Result<LoadOptions, Failure> {
     let device = match asked.device {
         Some(Device::Cpu) => DeviceChoice::Cpu,
-        Some(Device::Cuda(index)) => {
-            DeviceChoice::Cuda(index).open().map_err(|error| Failure::machine(error.to_string()))?;
-            DeviceChoice::Cuda(index)
-        }
+        Some(Device::Cuda(index)) => DeviceChoice::Cuda(index),
         None if !BUILT => DeviceChoice::Cpu,
         Some(Device::Auto) | None => {
             let (device, why) = DeviceChoice::preferred();

@@ -25,7 +25,7 @@ const FAMILIES: [&str; 5] =
 const LOGITS: f32 = 1e-4;
 /// How far logits of bf16 weights may be from the host's, which computes with the same weights in f32: at most, and in the mean square
 /// relative to that of the logits. transformers differs from itself by up to 0.47 and 0.020 in the same models.
-const LOGITS_BF16: [f32; 2] = [0.5, 0.03];
+const LOGITS_BF16: [f32; 2] = [0.75, 0.03];
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -312,6 +312,23 @@ fn an_adapter_in_training_counts_as_it_stands() {
         for (at, var) in vlm.weights().state().values().enumerate() {
             let values = (0..var.elem_count()).map(|i| ((i * 7 + at) as f32).sin() * 0.3).collect::<Vec<_>>();
             var.set(&candle_core::Tensor::from_vec(values, var.shape(), var.device()).unwrap()).unwrap();
+        }
+    }
+    let after = score(&tensors);
+    assert!((after - before).abs() > 1e-3, "{before} {after}");
+    assert!((score(&host) - after).abs() < 1e-4 * after.abs());
+}
+
+#[test]
+fn weights_that_change_count_at_once() {
+    let [host, tensors] = both("tiny", 1 << 20);
+    let request =
+        ScoreRequest { prompt: ask(&host, &[1], "What is it?"), prefix: vec![], continuations: vec![vec![9, 10, 11]] };
+    let score = |vlm: &Vlm| vlm.score(std::slice::from_ref(&request)).unwrap()[0][0];
+    let before = score(&tensors);
+    for vlm in [&host, &tensors] {
+        for (_, var) in vlm.weights().vars().iter().filter(|(name, _)| name.contains("qkv")) {
+            var.set(&(var.as_tensor() * 2.0).unwrap()).unwrap();
         }
     }
     let after = score(&tensors);

@@ -22,6 +22,7 @@ pub mod prompt;
 pub mod qwen;
 mod section;
 mod specs;
+mod store;
 pub mod text;
 pub mod vision;
 
@@ -43,7 +44,7 @@ use crate::weights::Weights;
 
 pub use crate::weights::Form;
 use infer::{EngineChoice, Host, Tensors, Work};
-use prefix::Store;
+use store::Store;
 
 pub use family::Config;
 pub use model::{Model, Packed, Trainable};

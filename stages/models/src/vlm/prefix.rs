@@ -20,7 +20,7 @@ use candle_core::Storage;
 use crate::error::{ModelError, Result};
 use crate::image::Patches;
 use crate::vlm::Prompt;
-use crate::vlm::infer::{Bytes, Host, KeysAndValues, PrefixesOf, Tensors};
+use crate::vlm::infer::{Bytes, KeysAndValues};
 use image::RgbImage;
 
 /// Fewest tokens worth sharing: one step of the score kernel.
@@ -285,7 +285,7 @@ impl<R: Bytes, S: KeysAndValues> Prefixes<R, S> {
     }
 
     /// Another with the same counts that keeps nothing.
-    fn keeping_nothing(&self) -> Prefixes<R, S> {
+    pub(super) fn keeping_nothing(&self) -> Prefixes<R, S> {
         Prefixes { budget: 0, counts: self.counts.clone(), kept: Mutex::new(Kept::new()) }
     }
 
@@ -311,7 +311,7 @@ impl<R: Bytes, S: KeysAndValues> Prefixes<R, S> {
 
     /// A processed picture: what is kept of equal bytes, else what `process` makes of them. Its tensor is one of its own over
     /// shared values.
-    fn processed(&self, image: &RgbImage, process: impl FnOnce() -> Result<Patches>) -> Result<Patches> {
+    pub(super) fn processed(&self, image: &RgbImage, process: impl FnOnce() -> Result<Patches>) -> Result<Patches> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&image.width().to_le_bytes()).update(image.as_raw());
         let key = *hasher.finalize().as_bytes();
@@ -413,63 +413,6 @@ impl<R: Bytes, S: KeysAndValues> Prefixes<R, S> {
         kept.bytes += bytes;
         kept.shrink(self.share_of_computed());
         chain
-    }
-}
-
-/// What a model keeps, as the engine that it runs on has it.
-#[derive(Debug, Clone)]
-pub(crate) enum Store {
-    /// Rows on the processor.
-    Host(Arc<PrefixesOf<Host<'static>>>),
-    /// Tensors on the model's device.
-    Tensors(Arc<PrefixesOf<Tensors>>),
-}
-
-/// The same expression for either engine's prefixes.
-macro_rules! of_either {
-    ($store:expr, $prefixes:ident => $work:expr) => {
-        match $store {
-            Store::Host($prefixes) => $work,
-            Store::Tensors($prefixes) => $work,
-        }
-    };
-}
-
-impl Store {
-    /// Nothing yet, and room for so many bytes.
-    pub(crate) fn new(tensors: bool, budget: usize) -> Store {
-        match tensors {
-            false => Store::Host(Arc::new(Prefixes::new(budget))),
-            true => Store::Tensors(Arc::new(Prefixes::new(budget))),
-        }
-    }
-
-    /// Nothing yet, for the same engine and with the same room.
-    pub(crate) fn anew(&self) -> Store {
-        Store::new(matches!(self, Store::Tensors(_)), of_either!(self, prefixes => prefixes.budget()))
-    }
-
-    /// Another with the same counts that keeps nothing.
-    pub(crate) fn keeping_nothing(&self) -> Store {
-        match self {
-            Store::Host(prefixes) => Store::Host(Arc::new(prefixes.keeping_nothing())),
-            Store::Tensors(prefixes) => Store::Tensors(Arc::new(prefixes.keeping_nothing())),
-        }
-    }
-
-    /// Bytes that are kept.
-    pub(crate) fn bytes(&self) -> usize {
-        of_either!(self, prefixes => prefixes.bytes())
-    }
-
-    /// What was computed and what was there.
-    pub(crate) fn counts(&self) -> PrefixCounts {
-        of_either!(self, prefixes => prefixes.counts())
-    }
-
-    /// A processed picture: what is kept of equal bytes, else what `process` makes of them.
-    pub(super) fn processed(&self, image: &RgbImage, process: impl FnOnce() -> Result<Patches>) -> Result<Patches> {
-        of_either!(self, prefixes => prefixes.processed(image, process))
     }
 }
 

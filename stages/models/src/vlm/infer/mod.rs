@@ -15,6 +15,8 @@
 //! picks its kernel, and so the order of its sums, by the number of rows.
 
 mod host;
+mod lanes;
+mod shared;
 mod slab;
 mod tensors;
 

@@ -1,27 +1,11 @@
-//! Keys and values of lanes on a device, side by side in slabs, and attention to them in few large products.
-//!
-//! A lane sees two things: what it shares with other lanes (the longest beginning of its chain of stretches that another lane has too)
-//! and what is its own (the rest of its chain, and its new tokens). What lanes share lies there once a group of lanes; queries of
-//! the whole group are multiplied with it in one product, the groups of a slab being one batch. What is a lane's own lies in its row of the
-//! slab:
-//!
-//! ```text
-//!             columns, oldest first                    used
-//! row 0   ..  ..  own  own  own  own | new              |       capacity
-//! row 1   own own own  own  own  own | new              |
-//! ```
-//!
-//! Rows end together, so that a step writes the new tokens of all rows with one copy; shorter rows begin later. For every column a row
-//! knows which token of its sequence lies there, if any: masks and sliding windows follow from that alone. Lanes whose sizes differ
-//! too much go to different slabs, so that at most about half of what is stored and multiplied is padding.
+//! Lanes of like size side by side: see [`super::lanes`].
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
 
-use super::Joining;
-use super::tensors::Stretch;
+use super::lanes::{Coming, Form, Size};
+use super::shared::{Groups, Shared, joined};
 use crate::ops::HeadShape;
-use crate::vlm::prefix::{Part, WORTH_SHARING};
 
 /// Columns by which a slab grows.
 const GROWTH: usize = 256;
@@ -30,38 +14,13 @@ const NOWHERE: f32 = 1e9;
 /// Added to the score of what a row does not see.
 const UNSEEN: f64 = -1e30;
 
-/// What all keys and values of a model have in common.
-#[derive(Debug, Clone)]
-pub(super) struct Form {
-    pub(super) layers: usize,
-    pub(super) heads: HeadShape,
-    pub(super) dtype: DType,
-    pub(super) device: Device,
-    /// Attention scores that are there at once, unless one query of each row has more.
-    pub(super) scores: usize,
-}
-
-impl Form {
-    fn zeros(&self, rows: usize, columns: usize) -> Result<Tensor> {
-        let HeadShape { kv_heads, head_dim, .. } = self.heads;
-        Tensor::zeros((2 * self.layers, rows, kv_heads, columns, head_dim), self.dtype, &self.device)
-    }
-}
-
-/// Lanes on a device.
-#[derive(Debug, Default)]
-pub struct Lanes {
-    slabs: Vec<Slab>,
-    count: usize,
-}
-
 /// Lanes of like size.
 #[derive(Debug)]
-struct Slab {
+pub(super) struct Slab {
     /// The lane of each row.
-    lanes: Vec<usize>,
+    pub(super) lanes: Vec<usize>,
     /// What rows see before their own; all rows do or none.
-    shared: Option<Shared>,
+    pub(super) shared: Option<Shared>,
     /// Keys and values of a layer behind one another: `[2 layers, rows, kv_heads, capacity, head_dim]`.
     kv: Tensor,
     /// Columns that hold something in some row.
@@ -74,30 +33,12 @@ struct Slab {
     latest: (usize, Vec<usize>),
 }
 
-/// What groups of rows see in common.
-#[derive(Debug)]
-struct Shared {
-    /// `[2 layers, groups, kv_heads, tokens, head_dim]`, shorter ones padded at the end.
-    kv: Tensor,
-    /// Tokens of each group.
-    tokens: Vec<usize>,
-    /// The group of each row.
-    of: Vec<usize>,
-}
-
-/// One extension of all lanes.
-pub(super) struct Step {
-    slabs: Vec<SlabStep>,
-    /// For every packed row its place in the slabs' outputs; none where they lie alike.
-    back: Option<Tensor>,
-}
-
-struct SlabStep {
+pub(super) struct SlabStep {
     /// New columns, and the first of them.
     count: usize,
     start: usize,
     /// For every row and new column the packed row; none where the slab is all of them in order.
-    spread: Option<Tensor>,
+    pub(super) spread: Option<Tensor>,
     /// Places of the new tokens `[rows, count, 1]` and of what they may see `[rows, 1, columns]`.
     asking: Tensor,
     seen: Tensor,
@@ -111,312 +52,8 @@ struct SlabStep {
     groups: Option<Groups>,
 }
 
-/// How rows are brought together by group; `order` has a slot for every row of the largest group in each.
-struct Groups {
-    count: usize,
-    /// Rows by slot and slots by row; none where there is one group.
-    order: Option<(Tensor, Tensor)>,
-}
-
-/// The size of a lane: tokens of its own so far, new ones, shared ones.
-type Size = [usize; 3];
-
-/// Whether lanes of these sizes lie side by side without too much padding.
-fn fits(sizes: &[Size]) -> bool {
-    (0..3).all(|which| {
-        let (sum, most) = sizes.iter().fold((0, 0), |(sum, most), size| (sum + size[which], most.max(size[which])));
-        sizes.len() * most <= 2 * sum + 64 * sizes.len()
-    })
-}
-
-/// A lane on its way into a slab.
-struct Coming {
-    lane: usize,
-    shared: Vec<Part<Stretch>>,
-    own: Vec<Part<Stretch>>,
-    room: usize,
-}
-
-impl Coming {
-    fn size(&self) -> Size {
-        let tokens = |parts: &[Part<Stretch>]| parts.iter().map(|part| part.tokens).sum();
-        [tokens(&self.own), self.room, tokens(&self.shared)]
-    }
-}
-
-/// Divides the chains of lanes into what they share with others and what is their own.
-fn coming(first: usize, more: Vec<Joining<Stretch>>) -> Vec<Coming> {
-    let common = |a: &[Part<Stretch>], b: &[Part<Stretch>]| a.iter().zip(b).take_while(|(a, b)| a.is(b)).count();
-    let shared: Vec<usize> = (0..more.len())
-        .map(|index| {
-            let others = more.iter().enumerate().filter(|(other, _)| *other != index);
-            let most = others.map(|(_, other)| common(&more[index].context, &other.context)).max().unwrap_or(0);
-            let tokens: usize = more[index].context[..most].iter().map(|part| part.tokens).sum();
-            if tokens < WORTH_SHARING { 0 } else { most }
-        })
-        .collect();
-    let lanes = more.into_iter().zip(shared).enumerate();
-    lanes
-        .map(|(index, (Joining { mut context, room }, shared))| {
-            let own = context.split_off(shared);
-            Coming { lane: first + index, shared: context, own, room }
-        })
-        .collect()
-}
-
-impl Lanes {
-    /// Number of lanes.
-    pub(super) fn len(&self) -> usize {
-        self.count
-    }
-
-    /// Adds lanes.
-    pub(super) fn join(&mut self, form: &Form, more: Vec<Joining<Stretch>>) -> Result<()> {
-        let first = self.count;
-        self.count += more.len();
-        let mut coming = coming(first, more);
-        coming.sort_by_key(|lane| {
-            let [own, room, shared] = lane.size();
-            (shared > 0, own + room, shared, lane.lane)
-        });
-        let mut group: Vec<Coming> = Vec::new();
-        let mut sizes: Vec<Size> = Vec::new();
-        for lane in coming {
-            sizes.push(lane.size());
-            let alike = group.first().is_none_or(|first| first.shared.is_empty() == lane.shared.is_empty());
-            if !alike || !fits(&sizes) {
-                sizes = vec![lane.size()];
-                self.add(Slab::new(form, std::mem::take(&mut group))?)?;
-            }
-            group.push(lane);
-        }
-        if !group.is_empty() {
-            self.add(Slab::new(form, group)?)?;
-        }
-        Ok(())
-    }
-
-    /// Puts a slab beside one of like size, else behind the others.
-    fn add(&mut self, slab: Slab) -> Result<()> {
-        for other in &mut self.slabs {
-            let sizes: Vec<Size> = other.sizes().chain(slab.sizes()).collect();
-            if other.shared.is_some() == slab.shared.is_some() && fits(&sizes) {
-                return other.merge(slab);
-            }
-        }
-        self.slabs.push(slab);
-        Ok(())
-    }
-
-    /// Drops lanes.
-    pub(super) fn stay(&mut self, stays: &[bool]) -> Result<()> {
-        if stays.iter().all(|stays| *stays) {
-            return Ok(());
-        }
-        let mut next = 0;
-        let number = |stays: &bool| {
-            next += usize::from(*stays);
-            stays.then(|| next - 1)
-        };
-        let numbers: Vec<Option<usize>> = stays.iter().map(number).collect();
-        self.count = next;
-        for slab in &mut self.slabs {
-            slab.renumber(&numbers)?;
-        }
-        self.slabs.retain(|slab| !slab.lanes.is_empty());
-        Ok(())
-    }
-
-    /// Makes room for new tokens, so many for each lane, and looks who sees what.
-    pub(super) fn open(&mut self, form: &Form, counts: &[usize], windows: &[Option<usize>]) -> Result<Step> {
-        let starts: Vec<usize> = counts
-            .iter()
-            .scan(0, |next, count| {
-                *next += count;
-                Some(*next - count)
-            })
-            .collect();
-        let total = counts.iter().sum();
-        let (mut slabs, mut back, mut slot) = (Vec::new(), vec![0u32; total], 0);
-        for slab in &mut self.slabs {
-            let own: Vec<usize> = slab.lanes.iter().map(|lane| counts[*lane]).collect();
-            let count = own.iter().copied().max().unwrap_or(0);
-            let mut spread = vec![0u32; own.len() * count];
-            for (row, lane) in slab.lanes.iter().enumerate() {
-                for offset in 0..counts[*lane] {
-                    spread[row * count + offset] = (starts[*lane] + offset) as u32;
-                    back[starts[*lane] + offset] = (slot + row * count + offset) as u32;
-                }
-            }
-            slot += spread.len();
-            slabs.push(slab.open(form, own, count, index(spread, total, &form.device)?, windows)?);
-        }
-        Ok(Step { slabs, back: index(back, slot, &form.device)? })
-    }
-
-    /// What the queries of packed rows gather in a layer, `[rows, heads * head_dim]`; new keys and values are stored. `qk`
-    /// holds queries and keys, turned, `[rows, heads + kv_heads, head_dim]`, `v` values `[rows, kv_heads, head_dim]`.
-    pub(super) fn attend(
-        &self,
-        form: &Form,
-        step: &Step,
-        layer: usize,
-        window: Option<usize>,
-        [qk, v]: [&Tensor; 2],
-    ) -> Result<Tensor> {
-        let mut all = Vec::with_capacity(self.slabs.len());
-        for (slab, step) in self.slabs.iter().zip(&step.slabs) {
-            let (qk, v) = (pick(qk, step.spread.as_ref())?, pick(v, step.spread.as_ref())?);
-            slab.store(form, step, layer, &qk, &v)?;
-            all.push(slab.attend(form, step, layer, window, &qk)?);
-        }
-        let all = if all.len() == 1 { all.remove(0) } else { Tensor::cat(&all, 0)? };
-        pick(&all, step.back.as_ref())
-    }
-
-    /// What each lane got from the latest extension, lane by lane.
-    pub(super) fn stretches(&self) -> Result<Vec<Stretch>> {
-        let mut all: Vec<(usize, Stretch)> = Vec::with_capacity(self.count);
-        for slab in &self.slabs {
-            let (start, counts) = &slab.latest;
-            for (row, lane) in slab.lanes.iter().enumerate() {
-                let own = slab.kv.narrow(1, row, 1)?.squeeze(1)?.narrow(2, *start, counts[row])?;
-                all.push((*lane, Stretch::new(own.force_contiguous()?)));
-            }
-        }
-        all.sort_by_key(|(lane, _)| *lane);
-        Ok(all.into_iter().map(|(_, stretch)| stretch).collect())
-    }
-}
-
-/// An index as a tensor, unless it is all of `0..of` in order.
-fn index(rows: Vec<u32>, of: usize, device: &Device) -> Result<Option<Tensor>> {
-    if rows.len() == of && rows.iter().enumerate().all(|(at, row)| at == *row as usize) {
-        return Ok(None);
-    }
-    let count = rows.len();
-    Tensor::from_vec(rows, count, &Device::Cpu)?.to_device(device).map(Some)
-}
-
-fn pick(x: &Tensor, rows: Option<&Tensor>) -> Result<Tensor> {
-    match rows {
-        Some(rows) => x.contiguous()?.index_select(rows, 0),
-        None => Ok(x.clone()),
-    }
-}
-
-/// The tokens of parts behind one another, `[2 layers, kv_heads, tokens, head_dim]`; none where there is no part.
-fn joined(parts: &[Part<Stretch>]) -> Result<Option<Tensor>> {
-    let own = |part: &Part<Stretch>| part.stretch.kv().narrow(2, 0, part.tokens);
-    let all: Vec<Tensor> = parts.iter().map(own).collect::<Result<_>>()?;
-    Ok(match all.len() {
-        0 => None,
-        1 => Some(all[0].clone()),
-        _ => Some(Tensor::cat(&all, 2)?),
-    })
-}
-
-impl Shared {
-    /// What lanes share, each group once.
-    fn new(lanes: &[Coming]) -> Result<Shared> {
-        let mut groups: Vec<&[Part<Stretch>]> = Vec::new();
-        let mut of = Vec::with_capacity(lanes.len());
-        for lane in lanes {
-            let same = |group: &&[Part<Stretch>]| {
-                group.len() == lane.shared.len() && group.iter().zip(&lane.shared).all(|(a, b)| a.is(b))
-            };
-            of.push(groups.iter().position(same).unwrap_or(groups.len()));
-            if of.last() == Some(&groups.len()) {
-                groups.push(&lane.shared);
-            }
-        }
-        let tokens: Vec<usize> = groups.iter().map(|group| group.iter().map(|part| part.tokens).sum()).collect();
-        let longest = tokens.iter().copied().max().unwrap_or(0);
-        let mut all = Vec::with_capacity(groups.len());
-        for (group, tokens) in groups.iter().zip(&tokens) {
-            let kv = joined(group)?.expect("a group shares something");
-            all.push(kv.pad_with_zeros(2, 0, longest - tokens)?.unsqueeze(1)?);
-        }
-        let kv = if all.len() == 1 { all.remove(0) } else { Tensor::cat(&all, 1)? };
-        Ok(Shared { kv: kv.contiguous()?, tokens, of })
-    }
-
-    fn len(&self) -> usize {
-        self.kv.dims()[3]
-    }
-
-    fn merge(&mut self, other: Shared) -> Result<()> {
-        let longest = self.len().max(other.len());
-        let wide = |shared: &Shared| shared.kv.pad_with_zeros(3, 0, longest - shared.len());
-        self.kv = Tensor::cat(&[wide(self)?, wide(&other)?], 1)?.contiguous()?;
-        self.of.extend(other.of.iter().map(|group| group + self.tokens.len()));
-        self.tokens.extend(other.tokens);
-        Ok(())
-    }
-
-    /// Keeps some rows, and the groups that they are of.
-    fn keep(&mut self, rows: &[usize]) -> Result<()> {
-        let of: Vec<usize> = rows.iter().map(|row| self.of[*row]).collect();
-        let groups: Vec<usize> = (0..self.tokens.len()).filter(|group| of.contains(group)).collect();
-        self.of = of.iter().map(|group| groups.iter().position(|kept| kept == group).expect("kept")).collect();
-        if groups.len() < self.tokens.len() {
-            let picks: Vec<u32> = groups.iter().map(|group| *group as u32).collect();
-            self.tokens = groups.iter().map(|group| self.tokens[*group]).collect();
-            let longest = self.tokens.iter().copied().max().unwrap_or(0);
-            self.kv = self.kv.index_select(&Tensor::new(picks, self.kv.device())?, 1)?;
-            self.kv = self.kv.narrow(3, 0, longest)?.contiguous()?;
-        }
-        Ok(())
-    }
-
-    fn groups(&self, device: &Device) -> Result<Groups> {
-        let count = self.tokens.len();
-        if count == 1 {
-            return Ok(Groups { count, order: None });
-        }
-        let mut members: Vec<Vec<u32>> = vec![Vec::new(); count];
-        self.of.iter().enumerate().for_each(|(row, group)| members[*group].push(row as u32));
-        let most = members.iter().map(Vec::len).max().unwrap_or(0);
-        let mut slots = vec![0u32; self.of.len()];
-        let mut rows = vec![0u32; count * most];
-        for (group, members) in members.iter().enumerate() {
-            for (at, row) in members.iter().enumerate() {
-                rows[group * most + at] = *row;
-                slots[*row as usize] = (group * most + at) as u32;
-            }
-        }
-        Ok(Groups { count, order: Some((Tensor::new(rows, device)?, Tensor::new(slots, device)?)) })
-    }
-}
-
-impl Groups {
-    /// `[rows, kv_heads, n, w]` to `[groups, kv_heads, slots * n, w]`.
-    fn gather(&self, x: &Tensor) -> Result<Tensor> {
-        let x = match &self.order {
-            Some((rows, _)) => x.index_select(rows, 0)?,
-            None => x.clone(),
-        };
-        let (slots, heads, n, width) = x.dims4()?;
-        let own = slots / self.count;
-        let x = x.reshape((self.count, own, heads, n, width))?.transpose(1, 2)?.contiguous()?;
-        x.reshape((self.count, heads, own * n, width))
-    }
-
-    /// Back again, `n` rows a slot.
-    fn part(&self, x: &Tensor, n: usize) -> Result<Tensor> {
-        let (_, heads, all, width) = x.dims4()?;
-        let own = all / n;
-        let x = x.reshape((self.count, heads, own, n, width))?.transpose(1, 2)?.contiguous()?;
-        let x = x.reshape((self.count * own, heads, n, width))?;
-        match &self.order {
-            Some((_, slots)) => x.index_select(slots, 0),
-            None => Ok(x),
-        }
-    }
-}
-
 impl Slab {
-    fn new(form: &Form, lanes: Vec<Coming>) -> Result<Slab> {
+    pub(super) fn new(form: &Form, lanes: Vec<Coming>) -> Result<Slab> {
         let own: Vec<Option<Tensor>> = lanes.iter().map(|lane| joined(&lane.own)).collect::<Result<_>>()?;
         let lengths: Vec<usize> = lanes.iter().map(|lane| lane.size()[0]).collect();
         let used = lengths.iter().copied().max().unwrap_or(0);
@@ -449,11 +86,20 @@ impl Slab {
         })
     }
 
+    /// The lanes of the rows, and what each got from the latest extension.
+    pub(super) fn stretches(&self) -> impl Iterator<Item = Result<(usize, Tensor)>> {
+        let (start, counts) = &self.latest;
+        self.lanes.iter().zip(counts).enumerate().map(|(row, (lane, count))| {
+            let own = self.kv.narrow(1, row, 1)?.squeeze(1)?.narrow(2, *start, *count)?;
+            Ok((*lane, own.force_contiguous()?))
+        })
+    }
+
     fn capacity(&self) -> usize {
         self.kv.dims()[3]
     }
 
-    fn sizes(&self) -> impl Iterator<Item = Size> {
+    pub(super) fn sizes(&self) -> impl Iterator<Item = Size> {
         (0..self.lanes.len()).map(|row| {
             let shared = self.shared.as_ref().map_or(0, |shared| shared.tokens[shared.of[row]]);
             [self.tokens[row] - shared, 0, shared]
@@ -461,7 +107,7 @@ impl Slab {
     }
 
     /// Takes in the rows of another slab; both end at one column then.
-    fn merge(&mut self, mut other: Slab) -> Result<()> {
+    pub(super) fn merge(&mut self, mut other: Slab) -> Result<()> {
         let used = self.used.max(other.used);
         for slab in [&mut *self, &mut other] {
             let short = used - slab.used;
@@ -484,7 +130,7 @@ impl Slab {
     }
 
     /// Keeps the rows of lanes that stay, under their new numbers, and drops columns that no row uses any more.
-    fn renumber(&mut self, numbers: &[Option<usize>]) -> Result<()> {
+    pub(super) fn renumber(&mut self, numbers: &[Option<usize>]) -> Result<()> {
         let rows: Vec<usize> = (0..self.lanes.len()).filter(|row| numbers[self.lanes[*row]].is_some()).collect();
         let lanes: Vec<usize> = rows.iter().filter_map(|row| numbers[self.lanes[*row]]).collect();
         if rows.len() == self.lanes.len() || rows.is_empty() {
@@ -510,7 +156,7 @@ impl Slab {
         Ok(())
     }
 
-    fn open(
+    pub(super) fn open(
         &mut self,
         form: &Form,
         counts: Vec<usize>,
@@ -574,7 +220,7 @@ impl Slab {
     }
 
     /// Writes the keys and values of the new tokens.
-    fn store(&self, form: &Form, step: &SlabStep, layer: usize, qk: &Tensor, v: &Tensor) -> Result<()> {
+    pub(super) fn store(&self, form: &Form, step: &SlabStep, layer: usize, qk: &Tensor, v: &Tensor) -> Result<()> {
         let HeadShape { heads, kv_heads, head_dim } = form.heads;
         let shape = (self.lanes.len(), step.count, kv_heads, head_dim);
         for (which, new) in [&qk.narrow(1, heads, kv_heads)?, v].into_iter().enumerate() {
@@ -584,7 +230,14 @@ impl Slab {
         Ok(())
     }
 
-    fn attend(&self, form: &Form, step: &SlabStep, layer: usize, window: Option<usize>, qk: &Tensor) -> Result<Tensor> {
+    pub(super) fn attend(
+        &self,
+        form: &Form,
+        step: &SlabStep,
+        layer: usize,
+        window: Option<usize>,
+        qk: &Tensor,
+    ) -> Result<Tensor> {
         let HeadShape { heads, kv_heads, head_dim } = form.heads;
         let (rows, group) = (self.lanes.len(), form.heads.group());
         let q = qk.narrow(1, 0, heads)?.reshape((rows, step.count, kv_heads, group, head_dim))?.transpose(1, 2)?;

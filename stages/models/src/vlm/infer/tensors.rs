@@ -10,7 +10,7 @@ use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::rms_norm;
 use candle_nn::rotary_emb::rope_thd;
 
-use super::slab::{Form, Lanes, Step};
+use super::lanes::{Form, Lanes, Step};
 use super::{Bytes, Engine, Joining, KeysAndValues};
 use crate::error::{ModelError, Result};
 use crate::image::Patches;
