@@ -3,8 +3,9 @@
 //! A request is one prompt and any number of seeds; the prompt and its pictures are encoded once, and every sample's rows attend to that
 //! one copy behind which only their own tail is stored. Prompts that begin alike (one picture, many questions) share that beginning
 //! too, within a call and between calls ([`crate::vlm::prefix`]). Rows of all requests decode together; a row that ends leaves the batch,
-//! and waiting requests take the room. What a row answers depends on its prompt, sampling and seed alone, never on its batch,
-//! because every kernel's result for a row does not (see [`crate::kernel`]) and each row has its own random stream.
+//! and waiting requests take the room, those too that come while others are in work ([`Vlm::generate_from`]). What a row answers depends
+//! on its prompt, sampling and seed alone, never on its batch, because every kernel's result for a row does not (see
+//! [`crate::kernel`]) and each row has its own random stream.
 //!
 //! Generation runs on the processor in f32: weights that live elsewhere are copied there for the call.
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 use crate::error::{ModelError, Result};
 use crate::sample::Sampler;
+use crate::source::Requests;
 use crate::vlm::infer::{Inference, Lane};
 use crate::vlm::prefill::Prefilled;
 use crate::vlm::prefix::Prefixes;
@@ -95,9 +97,25 @@ impl Vlm {
         for request in requests {
             request.sampling.check()?;
         }
+        let mut rest = requests.iter().cloned();
+        self.generate_from(&mut || rest.next(), watch, done)
+    }
+
+    /// [`Vlm::generate_watched`] with requests that may come while others are in work. Between two steps `source` is asked for more, as
+    /// long as there is room; what it gives joins the rows that decode. Requests are told by their number: the first that comes is 0.
+    /// Ends when nothing is in work and nothing comes. What a request answers does not depend on when it came.
+    ///
+    /// # Errors
+    /// As [`Vlm::generate`]; whatever is in work then has no answer.
+    pub fn generate_from(
+        &self,
+        source: &mut dyn FnMut() -> Option<GenerateRequest>,
+        watch: &mut dyn Watch,
+        done: &mut dyn FnMut(usize, Vec<Completion>) -> ControlFlow<()>,
+    ) -> Result<()> {
         self.weights().with_slices(|slices| {
             let inference = Inference::new(self.config(), slices, self.threads())?;
-            let prefixes = self.prefixes();
+            let (prefixes, requests) = (self.prefixes(), Requests::new(source));
             let (rows, lanes, open) = (vec![], vec![], vec![]);
             let batch = Batch { vlm: self, inference, prefixes, requests, watch, rows, lanes, open, next: 0, cost: 0 };
             batch.run(done)
@@ -137,7 +155,7 @@ struct Batch<'a> {
     vlm: &'a Vlm,
     inference: Inference<'a>,
     prefixes: Arc<Prefixes>,
-    requests: &'a [GenerateRequest],
+    requests: Requests<'a>,
     watch: &'a mut dyn Watch,
     rows: Vec<Row>,
     /// One a row.
@@ -152,28 +170,33 @@ type Done<'d> = dyn FnMut(usize, Vec<Completion>) -> ControlFlow<()> + 'd;
 impl Batch<'_> {
     fn run(mut self, done: &mut Done<'_>) -> Result<()> {
         loop {
-            let admitted = self.admit();
+            let admitted = self.admit()?;
             if !admitted.is_empty() {
                 self.start(&admitted)?;
+                if self.report(done).is_break() {
+                    return Ok(());
+                }
             } else if self.rows.is_empty() {
                 return Ok(());
-            } else {
-                self.step()?;
             }
-            if self.report(done).is_break() {
-                return Ok(());
+            // Whoever joins does not keep the others from their next token, however many come.
+            if !self.rows.is_empty() {
+                self.step()?;
+                if self.report(done).is_break() {
+                    return Ok(());
+                }
             }
         }
     }
 
     /// The next requests for which there is room.
-    fn admit(&mut self) -> Vec<usize> {
+    fn admit(&mut self) -> Result<Vec<usize>> {
         let mut admitted = Vec::new();
         let mut rows = self.rows.len();
         if rows > MAX_ROWS * 3 / 4 {
-            return admitted;
+            return Ok(admitted);
         }
-        while let Some(request) = self.requests.get(self.next) {
+        while let Some(request) = self.requests.next(self.next)? {
             let cost = cache_bytes(self.vlm.config(), request);
             let first = rows == 0 && admitted.is_empty();
             if !first && (rows + request.seeds.len() > MAX_ROWS || self.cost + cost > CACHE_BYTES) {
@@ -184,7 +207,7 @@ impl Batch<'_> {
             self.cost += cost;
             self.next += 1;
         }
-        admitted
+        Ok(admitted)
     }
 
     /// Prefills requests and draws the first token of each sample.
@@ -201,7 +224,7 @@ impl Batch<'_> {
     }
 
     fn open_request(&mut self, index: usize, prefilled: &Prefilled) -> Result<()> {
-        let request = &self.requests[index];
+        let request = self.requests[index].clone();
         let limit = request.sampling.max_new_tokens;
         self.open.push(Open { request: index, completions: vec![None; request.seeds.len()] });
         let mut logits = Vec::new();
@@ -283,6 +306,7 @@ impl Batch<'_> {
             }
             let open = self.open.remove(index);
             self.cost -= cache_bytes(self.vlm.config(), &self.requests[open.request]);
+            self.requests.forget(open.request);
             done(open.request, open.completions.into_iter().flatten().collect())?;
         }
         ControlFlow::Continue(())
