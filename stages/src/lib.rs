@@ -20,6 +20,7 @@ pub mod record;
 pub mod records;
 pub mod regions;
 pub mod report;
+pub mod request;
 pub mod responder;
 pub mod response;
 pub mod reward;

@@ -47,7 +47,8 @@ Prompts, pictures and batch mates all differ, so nothing is answered from what c
 
 Examples:
   mpcc model bench models/base
-  mpcc model bench models/base --prompt 512 --image 640x480 --decode 64 --batch 4 --threads 8 --json")]
+  mpcc model bench models/base --prompt 512 --image 640x480 --decode 64 --batch 4 --threads 8 --json
+  mpcc model bench --random Qwen2.5-VL-3B --device cuda --dtype bf16 --image 640x480 --batch 16      without its weights")]
     Bench(BenchArgs),
     /// Bring a model from a hub into the Hugging Face cache.
     #[command(after_help = "\
@@ -107,11 +108,52 @@ pub(crate) struct PlaceArgs {
     pub(crate) threads: Option<u16>,
 }
 
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(crate) struct DeviceArgs {
+    /// `cpu`, `cuda` or `cuda:N`. `auto` takes the first GPU, and the CPU where there is none, with a line that says why; left
+    /// out, it is `auto` in a build with CUDA and `cpu` in others.
+    #[arg(long, value_name = "DEVICE", value_parser = device)]
+    pub(crate) device: Option<Device>,
+    /// Type of the weights in memory; bf16 on a GPU when left out (`check`: f32), f32 on the CPU.
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<Dtype>,
+    /// Computes on tensors on the CPU too, as on a GPU: slower, to look at what a GPU would do.
+    #[arg(long)]
+    pub(crate) tensors: bool,
+}
+
+/// A device as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// A GPU if there is one.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The GPU with this number.
+    Cuda(usize),
+}
+
+/// Reads `cuda:1`.
+fn device(text: &str) -> Result<Device, String> {
+    match text {
+        "auto" => Ok(Device::Auto),
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => Ok(Device::Cuda(0)),
+        _ => {
+            let number = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+            number.map(Device::Cuda).ok_or_else(|| "write auto, cpu, cuda or cuda:N, such as cuda:1".to_owned())
+        }
+    }
+}
+
 /// `mpcc model check`.
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     /// What another implementation computed.
     #[arg(long, value_name = "REF.safetensors")]
     pub(crate) against: Option<PathBuf>,
@@ -152,6 +194,8 @@ pub(crate) enum Resize {
 pub(crate) struct AskArgs {
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     /// The question.
     pub(crate) question: String,
     /// A picture, shown before the question. May be repeated.
@@ -179,6 +223,8 @@ pub(crate) struct AskArgs {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     /// Tokens of text in each prompt, at least; those of the picture come on top.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub(crate) prompt: u32,
@@ -191,6 +237,9 @@ pub(crate) struct BenchArgs {
     /// Prompts at once.
     #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) batch: u32,
+    /// Draws the weights: DIR needs none, only config.json, the tokenizer and the picture processor.
+    #[arg(long)]
+    pub(crate) random: bool,
     /// Rounds; the best counts.
     #[arg(long, value_name = "R", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) repeat: u32,
@@ -269,6 +318,8 @@ pub(crate) struct MergeArgs {
 pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     /// The port; 0 takes any free one.
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     pub(crate) port: u16,

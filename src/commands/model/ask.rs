@@ -22,7 +22,7 @@ pub(super) fn ask(args: &AskArgs) -> Answer {
     sampling.check()?;
     let dir = find(&args.place.model)?;
     let images = args.images.iter().map(|path| picture(path)).collect::<Result<Vec<_>, _>>()?;
-    let (vlm, _) = load(&dir, &args.place)?;
+    let (vlm, _) = load(&dir, &args.place, &args.device)?;
     let prompt = prompt(&vlm, args.system.as_deref(), &args.question, &images).map_err(Failure::wrong)?;
     let (tokens, image_tokens) = (prompt.ids.len(), prompt.images.iter().map(|image| image.tokens).sum::<usize>());
     let request = GenerateRequest { prompt: Arc::new(prompt), sampling, seeds: vec![args.seed] };

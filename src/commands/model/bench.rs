@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mpcc_engine::resources::format_size;
+use mpcc_stages::models::device;
 use mpcc_stages::models::generate::{GenerateRequest, Sampling, Watch};
 use mpcc_stages::models::image::RgbImage;
 use mpcc_stages::models::vlm::{Prompt, Vlm};
@@ -12,7 +13,7 @@ use mpcc_stages::provider::local::{encode, prompt};
 use serde_json::json;
 
 use super::args::BenchArgs;
-use super::place::{find, load, name};
+use super::place::{find, load, name, options};
 use crate::commands::Answer;
 use crate::report::{DONE, Failure};
 use crate::ui::columns::columns;
@@ -21,7 +22,13 @@ use crate::ui::say;
 /// Measures, prints.
 pub(super) fn bench(args: &BenchArgs) -> Answer {
     let dir = find(&args.place.model)?;
-    let (vlm, load_s) = load(&dir, &args.place)?;
+    let (vlm, load_s) = match args.random {
+        false => load(&dir, &args.place, &args.device)?,
+        true => {
+            let (started, options) = (Instant::now(), options(&args.place, &args.device)?);
+            (Vlm::draw(&dir, 0, &options)?, started.elapsed().as_secs_f64())
+        }
+    };
     let mut rounds = Vec::new();
     for round in 0..args.repeat {
         rounds.push(measure(&vlm, args, round)?);
@@ -34,16 +41,18 @@ pub(super) fn bench(args: &BenchArgs) -> Answer {
     let decoded = (args.batch * (args.decode - 1)) as usize;
     let (read_speed, write_speed) = (prompt_tokens as f64 / prefill, decoded as f64 / decode);
     let preprocess_ms = args.image.map(|_| preprocess * 1000.0 / f64::from(args.batch));
-    let (peak, threads) = (peak_memory(), vlm.threads());
+    let (peak, gpu_peak, threads) = (peak_memory(), device::peak(vlm.device()), vlm.threads());
+    let (on, dtype) = (place(&vlm), vlm.dtype().as_str());
     if args.json {
         say(json!({
             "model": name(&args.place.model), "family": vlm.config().to_json()["model_type"],
-            "values": vlm.weights().count(), "threads": threads, "batch": args.batch, "repeat": args.repeat,
+            "values": vlm.weights().count(), "random": args.random, "device": on, "dtype": dtype, "threads": threads, "batch": args.batch, "repeat": args.repeat,
             "image": args.image.map(|(width, height)| [width, height]),
             "prompt_tokens": prompt_tokens, "image_tokens": image_tokens, "decode_tokens": decoded,
             "load_s": load_s, "preprocess_ms_per_image": preprocess_ms,
             "prefill_s": prefill, "prefill_tokens_per_s": read_speed,
             "decode_s": decode, "decode_tokens_per_s": write_speed, "peak_memory_bytes": peak,
+            "peak_gpu_memory_bytes": gpu_peak,
         }));
         return Ok(DONE);
     }
@@ -56,10 +65,21 @@ pub(super) fn bench(args: &BenchArgs) -> Answer {
         "decode",
         format!("{decode:.3} s, {write_speed:.1} tokens/s: {decoded} tokens, batch {}", args.batch),
     ));
+    rows.push(row("device", format!("{on}, {dtype}")));
     rows.push(row("threads", threads.to_string()));
+    rows.extend(gpu_peak.map(|bytes| row("peak memory of the GPU", format_size(bytes))));
     rows.extend(peak.map(|bytes| row("peak memory", format_size(bytes))));
     say(columns(&rows));
     Ok(DONE)
+}
+
+/// What computes.
+fn place(vlm: &Vlm) -> &'static str {
+    match (vlm.device().is_cpu(), vlm.on_tensors()) {
+        (true, false) => "cpu",
+        (true, true) => "cpu, on tensors",
+        (false, _) => "cuda",
+    }
 }
 
 /// One round.

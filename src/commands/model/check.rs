@@ -13,7 +13,7 @@ use mpcc_stages::models::survey::Survey;
 use mpcc_stages::models::vlm::{Prompt, Vlm};
 use serde_json::{Value, json};
 
-use super::args::{CheckArgs, Resize};
+use super::args::{CheckArgs, DeviceArgs, Dtype, Resize};
 use super::place::{find, load, picture};
 use crate::commands::Answer;
 use crate::report::{DONE, FAILED, Failure};
@@ -31,7 +31,9 @@ pub(super) fn check(args: &CheckArgs) -> Answer {
     let mut findings = Findings::default();
     findings.survey(&dir);
     if findings.problems.is_empty() {
-        match load(&dir, &args.place) {
+        // What is compared is compared in f32.
+        let device = DeviceArgs { dtype: args.device.dtype.or(Some(Dtype::F32)), ..args.device };
+        match load(&dir, &args.place, &device) {
             Ok((vlm, seconds)) => findings.run(&vlm, seconds, args)?,
             Err(failure) => findings.problem(failure.text.trim_start_matches("error: ")),
         }

@@ -4,12 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mpcc_engine::plan::hub_snapshot;
+use mpcc_stages::models::DType;
+use mpcc_stages::models::device::{BUILT, DeviceChoice};
 use mpcc_stages::models::image::{self, RgbImage};
+use mpcc_stages::models::vlm::infer::EngineChoice;
 use mpcc_stages::models::vlm::{LoadOptions, Vlm};
 
-use super::args::PlaceArgs;
+use super::args::{Device, DeviceArgs, Dtype, PlaceArgs};
 use crate::environment::hub_cache;
 use crate::report::Failure;
+use crate::ui::complain;
 
 /// The revision of an id that names none.
 const MAIN: &str = "main";
@@ -81,12 +85,45 @@ pub(super) fn threads(args: &PlaceArgs) -> usize {
     args.threads.map_or_else(cores, usize::from)
 }
 
-/// Loads a model on the CPU; the seconds that it took.
-pub(super) fn load(dir: &Path, args: &PlaceArgs) -> Result<(Vlm, f64), Failure> {
+/// Loads a model; the seconds that it took.
+pub(super) fn load(dir: &Path, args: &PlaceArgs, device: &DeviceArgs) -> Result<(Vlm, f64), Failure> {
     let started = Instant::now();
-    let options = LoadOptions { threads: threads(args), ..LoadOptions::default() };
-    let vlm = Vlm::load(dir, &options)?;
+    let vlm = Vlm::load(dir, &options(args, device)?)?;
     Ok((vlm, started.elapsed().as_secs_f64()))
+}
+
+/// How a model is brought into memory. A GPU that was asked for and is not there is an error; one that would have been liked, a line.
+pub(super) fn options(args: &PlaceArgs, asked: &DeviceArgs) -> Result<LoadOptions, Failure> {
+    let device = match asked.device {
+        Some(Device::Cpu) => DeviceChoice::Cpu,
+        Some(Device::Cuda(index)) => {
+            DeviceChoice::Cuda(index).open().map_err(|error| Failure::machine(error.to_string()))?;
+            DeviceChoice::Cuda(index)
+        }
+        None if !BUILT => DeviceChoice::Cpu,
+        Some(Device::Auto) | None => {
+            let (device, why) = DeviceChoice::preferred();
+            let why = why.or_else(|| (!BUILT).then(|| "this build has no CUDA (docs/cuda.md)".to_owned()));
+            if let Some(why) = why {
+                complain(format_args!("warning: {}; computing on the CPU", why.lines().next().unwrap_or_default()));
+            }
+            device
+        }
+    };
+    let cpu = device == DeviceChoice::Cpu;
+    if cpu && asked.dtype == Some(Dtype::Bf16) && !asked.tensors {
+        return Err(Failure::wrong(
+            "--dtype bf16 on the CPU: it computes in f32 and would widen all weights again and again; \
+                                   leave --dtype out, or see with --tensors what a GPU would compute",
+        ));
+    }
+    let dtype = match asked.dtype {
+        Some(Dtype::Bf16) => DType::BF16,
+        None if !cpu => DType::BF16,
+        Some(Dtype::F32) | None => DType::F32,
+    };
+    let engine = if asked.tensors { EngineChoice::Tensors } else { EngineChoice::ByDevice };
+    Ok(LoadOptions { threads: threads(args), dtype, device, engine, ..LoadOptions::default() })
 }
 
 /// Reads a picture.

@@ -7,7 +7,7 @@ use mpcc_stages::models::survey::Survey;
 use mpcc_stages::models::vlm::Vlm;
 use serde_json::json;
 
-use super::args::{ConvertArgs, Dtype, MergeArgs, WriteArgs};
+use super::args::{ConvertArgs, Device, DeviceArgs, Dtype, MergeArgs, WriteArgs};
 use super::place::{find, load};
 use crate::commands::Answer;
 use crate::report::{DONE, Failure};
@@ -17,7 +17,7 @@ use crate::ui::say;
 pub(super) fn convert(args: &ConvertArgs) -> Answer {
     let dir = find(&args.place.model)?;
     let out = Output::new(&args.out)?;
-    let (vlm, _) = load(&dir, &args.place)?;
+    let (vlm, _) = load(&dir, &args.place, &on_cpu())?;
     out.write(&vlm, dtype(&dir, &args.write)?, &args.write, None)
 }
 
@@ -29,10 +29,15 @@ pub(super) fn merge(args: &MergeArgs) -> Answer {
         let path = args.adapter.display();
         return Err(Failure::wrong(format_args!("there is no folder {path}; an adapter is a folder in PEFT's layout")));
     }
-    let (vlm, _) = load(&dir, &args.place)?;
+    let (vlm, _) = load(&dir, &args.place, &on_cpu())?;
     let adapted = vlm.with_adapter(&args.adapter)?;
     let pairs = adapted.weights().adapter().map_or(0, |adapter| adapter.len());
     out.write(&adapted.merged()?, dtype(&dir, &args.write)?, &args.write, Some(pairs))
+}
+
+/// Weights are only read and written.
+fn on_cpu() -> DeviceArgs {
+    DeviceArgs { device: Some(Device::Cpu), ..DeviceArgs::default() }
 }
 
 /// The type to write: the one asked for, else that of most tensors where it is one of ours, else f32.

@@ -63,7 +63,7 @@ pub enum ModelError {
     #[error("{0}")]
     Setting(String),
     /// The device asked for is not there.
-    #[error("device: {0}")]
+    #[error("{0}")]
     Device(String),
     /// A tensor operation failed.
     #[error(transparent)]

@@ -3,29 +3,25 @@
 //! A request is one prompt and any number of seeds; the prompt and its pictures are encoded once, and every sample's rows attend to that
 //! one copy behind which only their own tail is stored. Prompts that begin alike (one picture, many questions) share that beginning
 //! too, within a call and between calls ([`crate::vlm::prefix`]). Rows of all requests decode together; a row that ends leaves the batch,
-//! and waiting requests take the room, those too that come while others are in work ([`Vlm::generate_from`]). What a row answers depends
-//! on its prompt, sampling and seed alone, never on its batch, because every kernel's result for a row does not (see
-//! [`crate::kernel`]) and each row has its own random stream.
-//!
-//! Generation runs on the processor in f32: weights that live elsewhere are copied there for the call.
+//! and waiting requests take the room, those too that come while others are in work ([`Vlm::generate_from`]). On the processor, what a
+//! row answers depends on its prompt, sampling and seed alone, never on its batch, because every kernel's result for a row does not
+//! (see [`crate::kernel`]) and each row has its own random stream. On tensors the same holds but for rounding
+//! ([`crate::vlm::infer`]).
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::error::{ModelError, Result};
 use crate::sample::Sampler;
-use crate::source::Requests;
-use crate::vlm::infer::{Inference, Lane};
-use crate::vlm::prefill::Prefilled;
-use crate::vlm::prefix::Prefixes;
-use crate::vlm::{Config, Prompt, Vlm};
+use crate::source::{Requests, Source};
+use crate::vlm::infer::{Engine, Joining, PrefixesOf, Work};
+use crate::vlm::prefill::{Prefilled, prefill};
+use crate::vlm::{Prompt, Vlm};
 
 pub use crate::sample::Sampling;
 
 /// Rows that decode together at most.
 const MAX_ROWS: usize = 256;
-/// Bytes of cached keys and values that requests in work may take together, unless one alone takes more.
-const CACHE_BYTES: usize = 1 << 30;
 
 /// One prompt to answer, once a seed.
 #[derive(Debug, Clone)]
@@ -113,13 +109,7 @@ impl Vlm {
         watch: &mut dyn Watch,
         done: &mut dyn FnMut(usize, Vec<Completion>) -> ControlFlow<()>,
     ) -> Result<()> {
-        self.weights().with_slices(|slices| {
-            let inference = Inference::new(self.config(), slices, self.threads())?;
-            let (prefixes, requests) = (self.prefixes(), Requests::new(source));
-            let (rows, lanes, open) = (vec![], vec![], vec![]);
-            let batch = Batch { vlm: self, inference, prefixes, requests, watch, rows, lanes, open, next: 0, cost: 0 };
-            batch.run(done)
-        })
+        self.with_engine(Answering { vlm: self, source, watch, done })
     }
 
     /// Answers one request.
@@ -151,15 +141,34 @@ struct Open {
     completions: Vec<Option<Completion>>,
 }
 
-struct Batch<'a> {
+/// Requests to answer on whichever engine.
+struct Answering<'a> {
     vlm: &'a Vlm,
-    inference: Inference<'a>,
-    prefixes: Arc<Prefixes>,
+    source: &'a mut Source<'a>,
+    watch: &'a mut dyn Watch,
+    done: &'a mut Done<'a>,
+}
+
+impl Work for Answering<'_> {
+    type Out = ();
+
+    fn run<E: Engine>(self, engine: &E, prefixes: &PrefixesOf<E>) -> Result<()> {
+        let Answering { vlm, source, watch, done } = self;
+        let (rows, lanes, open) = (vec![], E::Lanes::default(), vec![]);
+        let requests = Requests::new(source);
+        Batch { vlm, engine, prefixes, requests, watch, rows, lanes, open, next: 0, cost: 0 }.run(done)
+    }
+}
+
+struct Batch<'a, E: Engine> {
+    vlm: &'a Vlm,
+    engine: &'a E,
+    prefixes: &'a PrefixesOf<E>,
     requests: Requests<'a>,
     watch: &'a mut dyn Watch,
     rows: Vec<Row>,
     /// One a row.
-    lanes: Vec<Lane>,
+    lanes: E::Lanes,
     open: Vec<Open>,
     next: usize,
     cost: usize,
@@ -167,7 +176,7 @@ struct Batch<'a> {
 
 type Done<'d> = dyn FnMut(usize, Vec<Completion>) -> ControlFlow<()> + 'd;
 
-impl Batch<'_> {
+impl<E: Engine> Batch<'_, E> {
     fn run(mut self, done: &mut Done<'_>) -> Result<()> {
         loop {
             let admitted = self.admit()?;
@@ -197,9 +206,9 @@ impl Batch<'_> {
             return Ok(admitted);
         }
         while let Some(request) = self.requests.next(self.next)? {
-            let cost = cache_bytes(self.vlm.config(), request);
+            let cost = cache_bytes(self.engine, request);
             let first = rows == 0 && admitted.is_empty();
-            if !first && (rows + request.seeds.len() > MAX_ROWS || self.cost + cost > CACHE_BYTES) {
+            if !first && (rows + request.seeds.len() > MAX_ROWS || self.cost + cost > self.engine.room()) {
                 break;
             }
             admitted.push(self.next);
@@ -216,29 +225,40 @@ impl Batch<'_> {
         if let Some(empty) = prompts.iter().position(|prompt| prompt.ids.is_empty()) {
             return Err(ModelError::Prompt(format!("request {} has an empty prompt", admitted[empty])));
         }
-        let prefilled = self.vlm.in_pool(|| self.inference.prefill(&prompts, &self.prefixes))?;
-        for (&index, prefilled) in admitted.iter().zip(prefilled) {
-            self.open_request(index, &prefilled)?;
+        let (prefilled, logits) = self.vlm.in_pool(|| {
+            let prefilled = prefill(self.engine, &prompts, self.prefixes)?;
+            let lasts: Vec<&E::Rows> = prefilled.iter().map(|prefilled| &*prefilled.last).collect();
+            let lasts = self.engine.pick(&lasts, &(0..lasts.len()).collect::<Vec<_>>())?;
+            Ok::<_, ModelError>((prefilled, self.engine.logits(&lasts)?))
+        })?;
+        let mut joining = Vec::new();
+        let vocabulary = logits.len() / prefilled.len();
+        for ((&index, prefilled), logits) in admitted.iter().zip(&prefilled).zip(logits.chunks_exact(vocabulary)) {
+            self.open_request(index, prefilled, logits, &mut joining)?;
         }
-        Ok(())
+        self.engine.join(&mut self.lanes, joining)
     }
 
-    fn open_request(&mut self, index: usize, prefilled: &Prefilled) -> Result<()> {
+    fn open_request(
+        &mut self,
+        index: usize,
+        prefilled: &Prefilled<E>,
+        logits: &[f32],
+        joining: &mut Vec<Joining<E::Stretch>>,
+    ) -> Result<()> {
         let request = self.requests[index].clone();
         let limit = request.sampling.max_new_tokens;
         self.open.push(Open { request: index, completions: vec![None; request.seeds.len()] });
-        let mut logits = Vec::new();
-        self.inference.logits(&prefilled.last, &mut logits);
         for (sample, &seed) in request.seeds.iter().enumerate() {
             let sampler = Sampler::new(request.sampling, seed, logits.len(), &request.prompt.ids);
             let position = request.prompt.next_position();
             let mut row = Row { request: index, sample, sampler, ids: Vec::with_capacity(limit), position };
-            if limit == 0 || self.take(&mut row, &mut logits.clone()) {
+            if limit == 0 || self.take(&mut row, &mut logits.to_vec()) {
                 self.close(row)?;
                 continue;
             }
             self.rows.push(row);
-            self.lanes.push(Lane::new(prefilled.context.clone(), self.vlm.config(), limit));
+            joining.push(Joining { context: prefilled.context.clone(), room: limit });
         }
         Ok(())
     }
@@ -274,26 +294,25 @@ impl Batch<'_> {
     fn step(&mut self) -> Result<()> {
         let last: Vec<u32> = self.rows.iter().map(|row| *row.ids.last().expect("a row starts with a token")).collect();
         let places: Vec<u32> = self.rows.iter().map(|row| row.position + row.ids.len() as u32 - 1).collect();
-        let mut x = Vec::new();
-        self.inference.embed_text(&last, &mut x)?;
         let counts = vec![1; last.len()];
-        let (inference, lanes) = (&self.inference, &mut self.lanes);
-        let mut logits = Vec::new();
-        self.vlm.in_pool(|| {
-            let hidden = inference.extend(lanes, &counts, x, &[places.clone(), places.clone(), places]);
-            inference.logits(&hidden, &mut logits);
-        });
+        let (engine, lanes) = (self.engine, &mut self.lanes);
+        let mut logits = self.vlm.in_pool(|| {
+            let x = engine.embed_text(&last)?;
+            engine.logits(&engine.extend(lanes, &counts, x, &[places.clone(), places.clone(), places])?)
+        })?;
         let vocabulary = logits.len() / counts.len();
-        let (rows, lanes) = (std::mem::take(&mut self.rows), std::mem::take(&mut self.lanes));
-        for ((mut row, lane), logits) in rows.into_iter().zip(lanes).zip(logits.chunks_exact_mut(vocabulary)) {
-            if self.take(&mut row, logits) {
+        let rows = std::mem::take(&mut self.rows);
+        let mut stays = Vec::with_capacity(rows.len());
+        for (mut row, logits) in rows.into_iter().zip(logits.chunks_exact_mut(vocabulary)) {
+            let ended = self.take(&mut row, logits);
+            stays.push(!ended);
+            if ended {
                 self.close(row)?;
             } else {
                 self.rows.push(row);
-                self.lanes.push(lane);
             }
         }
-        Ok(())
+        self.engine.stay(&mut self.lanes, &stays)
     }
 
     /// Hands over every request whose completions are all there.
@@ -305,7 +324,7 @@ impl Batch<'_> {
                 continue;
             }
             let open = self.open.remove(index);
-            self.cost -= cache_bytes(self.vlm.config(), &self.requests[open.request]);
+            self.cost -= cache_bytes(self.engine, &self.requests[open.request]);
             self.requests.forget(open.request);
             done(open.request, open.completions.into_iter().flatten().collect())?;
         }
@@ -314,8 +333,6 @@ impl Batch<'_> {
 }
 
 /// Bytes of keys and values that a request takes.
-fn cache_bytes(config: &Config, request: &GenerateRequest) -> usize {
-    let (layers, heads) = (config.text().layers, config.text().heads);
-    let token = 2 * layers * heads.kv_heads * heads.head_dim * size_of::<f32>();
-    token * (request.prompt.ids.len() + request.seeds.len() * request.sampling.max_new_tokens)
+fn cache_bytes<E: Engine>(engine: &E, request: &GenerateRequest) -> usize {
+    engine.token_bytes() * (request.prompt.ids.len() + request.seeds.len() * request.sampling.max_new_tokens)
 }

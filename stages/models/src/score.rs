@@ -1,15 +1,15 @@
 //! Likelihoods: how probable given continuations are behind a prompt.
 //!
 //! The prompt is encoded once, then a prefix that all continuations share (the model's own thought, say), then all continuations as
-//! branches that see both and themselves. Results do not depend on what is scored together.
+//! branches that see both and themselves. On the processor results do not depend on what is scored together; on tensors they do in
+//! rounding alone.
 
 use std::sync::Arc;
 
 use crate::error::{ModelError, Result};
-use crate::kernel::rows::log_sum_exp;
-use crate::vlm::infer::{Inference, Lane};
-use crate::vlm::prefill::{Prefilled, ROWS_AT_ONCE};
-use crate::vlm::prefix::{Part, Prefixes};
+use crate::vlm::infer::{Engine, Joining, KeysAndValues, PrefixesOf, Work};
+use crate::vlm::prefill::{Prefilled, ROWS_AT_ONCE, prefill};
+use crate::vlm::prefix::Part;
 use crate::vlm::{Prompt, Vlm};
 
 /// Continuations to weigh against each other.
@@ -29,15 +29,26 @@ impl Vlm {
     /// # Errors
     /// When a prompt does not fit the model or a token is outside the vocabulary.
     pub fn score(&self, requests: &[ScoreRequest]) -> Result<Vec<Vec<f64>>> {
-        self.weights().with_slices(|slices| {
-            let inference = Inference::new(self.config(), slices, self.threads())?;
-            let scorer = Scorer { inference, prefixes: self.prefixes() };
-            let mut scores = Vec::with_capacity(requests.len());
-            for group in groups(requests) {
-                scores.extend(self.in_pool(|| scorer.group(group))?);
-            }
-            Ok(scores)
-        })
+        self.with_engine(Scoring { vlm: self, requests })
+    }
+}
+
+/// Requests to score on whichever engine.
+struct Scoring<'a> {
+    vlm: &'a Vlm,
+    requests: &'a [ScoreRequest],
+}
+
+impl Work for Scoring<'_> {
+    type Out = Vec<Vec<f64>>;
+
+    fn run<E: Engine>(self, engine: &E, prefixes: &PrefixesOf<E>) -> Result<Vec<Vec<f64>>> {
+        let scorer = Scorer { engine, prefixes };
+        let mut scores = Vec::with_capacity(self.requests.len());
+        for group in groups(self.requests) {
+            scores.extend(self.vlm.in_pool(|| scorer.group(group))?);
+        }
+        Ok(scores)
     }
 }
 
@@ -59,25 +70,33 @@ fn groups(requests: &[ScoreRequest]) -> Vec<&[ScoreRequest]> {
 }
 
 /// A branch: what it hangs on and the hidden row before its first token.
-struct Root {
-    context: Vec<Part>,
-    before: Arc<Vec<f32>>,
+struct Root<E: Engine> {
+    context: Vec<Part<E::Stretch>>,
+    before: Arc<E::Rows>,
     position: u32,
 }
 
-struct Scorer<'a> {
-    inference: Inference<'a>,
-    prefixes: Arc<Prefixes>,
+/// Tokens behind a root.
+type Branch<'b, E> = (&'b Root<E>, &'b [u32]);
+
+struct Scorer<'a, E: Engine> {
+    engine: &'a E,
+    prefixes: &'a PrefixesOf<E>,
 }
 
-impl Scorer<'_> {
+impl<E: Engine> Scorer<'_, E> {
     fn group(&self, requests: &[ScoreRequest]) -> Result<Vec<Vec<f64>>> {
         if requests.iter().any(|request| request.prompt.ids.is_empty()) {
             return Err(ModelError::Prompt("a request to score has an empty prompt".into()));
         }
+        let vocabulary = self.engine.config().text().vocab_size;
+        let mut asked = requests.iter().flat_map(|request| &request.continuations).flatten();
+        if let Some(id) = asked.find(|id| **id as usize >= vocabulary) {
+            return Err(ModelError::Prompt(format!("token {id} is outside the vocabulary")));
+        }
         let prompts: Vec<&Arc<Prompt>> = requests.iter().map(|request| &request.prompt).collect();
-        let roots = self.roots(requests, self.inference.prefill(&prompts, &self.prefixes)?)?;
-        let branches: Vec<(&Root, &[u32])> = requests
+        let roots = self.roots(requests, prefill(self.engine, &prompts, self.prefixes)?)?;
+        let branches: Vec<Branch<'_, E>> = requests
             .iter()
             .zip(&roots)
             .flat_map(|(request, root)| request.continuations.iter().map(move |ids| (root, ids.as_slice())))
@@ -87,8 +106,8 @@ impl Scorer<'_> {
     }
 
     /// Prompts with their prefixes behind them.
-    fn roots(&self, requests: &[ScoreRequest], prefilled: Vec<Prefilled>) -> Result<Vec<Root>> {
-        let mut roots: Vec<Root> = requests
+    fn roots(&self, requests: &[ScoreRequest], prefilled: Vec<Prefilled<E>>) -> Result<Vec<Root<E>>> {
+        let mut roots: Vec<Root<E>> = requests
             .iter()
             .zip(prefilled)
             .map(|(request, done)| Root {
@@ -98,61 +117,57 @@ impl Scorer<'_> {
             })
             .collect();
         let with: Vec<usize> = (0..requests.len()).filter(|&index| !requests[index].prefix.is_empty()).collect();
-        let branches: Vec<(&Root, &[u32])> =
+        if with.is_empty() {
+            return Ok(roots);
+        }
+        let branches: Vec<Branch<'_, E>> =
             with.iter().map(|&index| (&roots[index], requests[index].prefix.as_slice())).collect();
         let (lanes, hidden) = self.extend(&branches)?;
-        let (width, mut end) = (self.inference.config.text().hidden_size, 0);
-        for (index, lane) in with.into_iter().zip(lanes) {
+        let mut end = 0;
+        for (index, own) in with.into_iter().zip(self.engine.stretches(lanes)?) {
             let count = requests[index].prefix.len();
             end += count;
             let root = &mut roots[index];
-            root.before = Arc::new(hidden[(end - 1) * width..end * width].to_vec());
+            root.before = Arc::new(self.engine.pick(&[&hidden], &[end - 1])?);
             root.position += count as u32;
-            root.context.push(Part { tokens: lane.own.len(), stretch: Arc::new(lane.own) });
+            root.context.push(Part { tokens: own.tokens(), stretch: Arc::new(own) });
         }
         Ok(roots)
     }
 
     /// All tokens of branches, each behind its root: the lanes and the hidden rows.
-    fn extend(&self, branches: &[(&Root, &[u32])]) -> Result<(Vec<Lane>, Vec<f32>)> {
-        let (mut rows, mut places, mut counts, mut lanes) = (vec![], vec![], vec![], vec![]);
+    fn extend(&self, branches: &[Branch<'_, E>]) -> Result<(E::Lanes, E::Rows)> {
+        let (mut all, mut places, mut counts, mut joining) = (vec![], vec![], vec![], vec![]);
         for (root, ids) in branches {
-            self.inference.embed_text(ids, &mut rows)?;
+            all.extend_from_slice(ids);
             places.extend(root.position..root.position + ids.len() as u32);
             counts.push(ids.len());
-            lanes.push(Lane::new(root.context.clone(), self.inference.config, ids.len()));
+            joining.push(Joining { context: root.context.clone(), room: ids.len() });
         }
-        let hidden = self.inference.extend(&mut lanes, &counts, rows, &[places.clone(), places.clone(), places]);
+        let (x, mut lanes) = (self.engine.embed_text(&all)?, E::Lanes::default());
+        self.engine.join(&mut lanes, joining)?;
+        let hidden = self.engine.extend(&mut lanes, &counts, x, &[places.clone(), places.clone(), places])?;
         Ok((lanes, hidden))
     }
 
     /// The row before each token of a branch predicts it; the last token's own row predicts nothing that is asked.
-    fn sums(&self, branches: &[(&Root, &[u32])]) -> Result<Vec<f64>> {
-        let shortened: Vec<(&Root, &[u32])> =
-            branches.iter().map(|(root, ids)| (*root, &ids[..ids.len().saturating_sub(1)])).collect();
-        let (_, hidden) = self.extend(&shortened)?;
-        let width = self.inference.config.text().hidden_size;
-        let (mut start, mut sums) = (0, Vec::with_capacity(branches.len()));
-        for (root, ids) in branches {
-            let mut rows = root.before.to_vec();
-            let own = ids.len().saturating_sub(1) * width;
-            rows.extend_from_slice(&hidden[start..start + own]);
-            start += own;
-            sums.push(if ids.is_empty() { 0.0 } else { self.log_probability(&rows, ids)? });
+    fn sums(&self, branches: &[Branch<'_, E>]) -> Result<Vec<f64>> {
+        let long = branches.iter().filter(|(_, ids)| ids.len() > 1);
+        let shortened: Vec<Branch<'_, E>> = long.map(|(root, ids)| (*root, &ids[..ids.len() - 1])).collect();
+        let hidden = if shortened.is_empty() { None } else { Some(self.extend(&shortened)?.1) };
+        // The rows before, one a branch, and behind them the new ones.
+        let (mut picks, mut asked, mut next) = (Vec::new(), Vec::new(), branches.len());
+        for (index, (_, ids)) in branches.iter().enumerate().filter(|(_, (_, ids))| !ids.is_empty()) {
+            picks.push(index);
+            picks.extend(next..next + ids.len() - 1);
+            next += ids.len() - 1;
+            asked.extend_from_slice(ids);
         }
-        Ok(sums)
-    }
-
-    fn log_probability(&self, rows: &[f32], ids: &[u32]) -> Result<f64> {
-        let mut logits = Vec::new();
-        self.inference.logits(rows, &mut logits);
-        let vocabulary = logits.len() / ids.len();
-        let mut sum = 0.0;
-        for (row, &id) in logits.chunks_exact(vocabulary).zip(ids) {
-            let logit = row.get(id as usize);
-            let logit = logit.ok_or_else(|| ModelError::Prompt(format!("token {id} is outside the vocabulary")))?;
-            sum += f64::from(*logit) - log_sum_exp(row);
+        if asked.is_empty() {
+            return Ok(vec![0.0; branches.len()]);
         }
-        Ok(sum)
+        let parts: Vec<&E::Rows> = branches.iter().map(|(root, _)| &*root.before).chain(&hidden).collect();
+        let mut found = self.engine.log_probabilities(&self.engine.pick(&parts, &picks)?, &asked)?.into_iter();
+        Ok(branches.iter().map(|(_, ids)| found.by_ref().take(ids.len()).fold(0.0, |sum, one| sum + one)).collect())
     }
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::{DType, Device, Storage, StorageRef, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use rayon::prelude::*;
 
 use crate::checkpoint::TensorFiles;
 use crate::error::{ModelError, Result};
@@ -189,7 +190,10 @@ impl Weights {
     /// # Errors
     /// When the device has no room.
     pub fn draw(specs: Vec<WeightSpec>, seed: u64, dtype: DType, device: &Device) -> Result<Weights> {
-        Weights::build(specs, |spec| spec.draw(seed, dtype, device))
+        let drawn = specs.par_iter().filter(|spec| !spec.kept);
+        let drawn = drawn.map(|spec| Ok((spec.name.clone(), spec.draw(seed, dtype, device)?)));
+        let mut drawn = drawn.collect::<Result<BTreeMap<String, Tensor>>>()?;
+        Weights::build(specs, |spec| Ok(drawn.remove(&spec.name).expect("every weight was drawn")))
     }
 
     fn build(specs: Vec<WeightSpec>, mut make: impl FnMut(&WeightSpec) -> Result<Tensor>) -> Result<Weights> {

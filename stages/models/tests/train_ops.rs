@@ -89,6 +89,29 @@ fn angles(rng: &mut ChaCha8Rng, rows: usize, width: usize) -> (Tensor, Tensor) {
     (both.cos().unwrap(), both.sin().unwrap())
 }
 
+/// A tower's windows: a few sizes, again and again.
+fn windows(causal: bool) -> Segments {
+    let lengths = [9, 9, 6, 9, 9, 6, 3, 3, 2];
+    if causal { Segments::causal(lengths) } else { Segments::full(lengths) }.unwrap()
+}
+
+#[test]
+fn segments_of_like_length_are_composed_together() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    for (heads, kv_heads, head_dim) in [(4, 2, 24), (2, 2, 8), (3, 1, 6)] {
+        let shape = HeadShape { heads, kv_heads, head_dim };
+        for list in [windows(false), windows(true), Segments::full([5; 4]).unwrap()].map(Arc::new) {
+            let qkv = draw(&mut rng, list.rows(), shape.qkv_width());
+            let (cos, sin) = angles(&mut rng, list.rows(), head_dim);
+            for window in [None, Some(4)] {
+                let fused = run(|| ops::windowed_attention(&qkv, &cos, &sin, &list, shape, window), &[&qkv]);
+                let plain = run(|| reference::attention(&qkv, &cos, &sin, &list, shape, window), &[&qkv]);
+                same(&format!("attention of {window:?} over {list:?}"), &fused, &plain);
+            }
+        }
+    }
+}
+
 #[test]
 fn attention_agrees_with_its_composite_on_random_segments() {
     let mut rng = ChaCha8Rng::seed_from_u64(2);

@@ -77,7 +77,7 @@ pub(super) fn serve(args: &ServeArgs) -> Answer {
         ))
     })?;
     let address = listener.local_addr().map_err(|error| Failure::machine(error.to_string()))?;
-    let (vlm, _) = load(&dir, &args.place)?;
+    let (vlm, _) = load(&dir, &args.place, &args.device)?;
     let (vlm, stopping) = (Arc::new(vlm), Arc::new(AtomicBool::new(false)));
     let service = Arc::new(Service {
         queue: Queue::start(vlm.clone(), stopping.clone(), args.queue.into())?,

@@ -4,6 +4,8 @@
 //! Several of candle's fast functions cut the gradient without an error (`softmax_last_dim`, `rms_norm`, `rope`), so only
 //! their slow forms appear here.
 
+use std::collections::BTreeMap;
+
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, D, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use candle_nn::ops::{silu, softmax};
@@ -78,10 +80,77 @@ pub fn attention(
     let query = rotate(&part(0, heads)?, cos, sin)?;
     let key = rotate(&part(heads, kv_heads)?, cos, sin)?;
     let value = part(heads + kv_heads, kv_heads)?;
-    let heads = [&query, &key, &value];
-    let outputs: Vec<Tensor> =
-        segments.iter().map(|segment| attend(heads, segment, shape, window)).collect::<Result<_>>()?;
-    Tensor::cat(&outputs, 0)?.reshape((rows, shape.out_width()))
+    let seen = match segments.iter().all(|segment| segment.prefix.is_empty()) {
+        true => attend_alike([&query, &key, &value], segments, shape, window)?,
+        false => {
+            let heads = [&query, &key, &value];
+            let each = segments.iter().map(|segment| attend(heads, segment, shape, window));
+            Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)?
+        }
+    };
+    seen.reshape((rows, shape.out_width()))
+}
+
+/// Segments that see themselves alone: those of one length together, because a tower has many small windows of few sizes, and each
+/// would be a dozen launches in every layer.
+fn attend_alike(heads: [&Tensor; 3], segments: &Segments, shape: HeadShape, window: Option<usize>) -> Result<Tensor> {
+    let mut alike: BTreeMap<(usize, bool), Vec<&Segment>> = BTreeMap::new();
+    for segment in segments {
+        alike.entry((segment.own.len(), segment.causal)).or_default().push(segment);
+    }
+    let mut order = Vec::with_capacity(segments.rows());
+    let mut outputs = Vec::with_capacity(alike.len());
+    for same in alike.values() {
+        let rows: Vec<u32> = same.iter().flat_map(|segment| segment.own.start as u32..segment.own.end as u32).collect();
+        let heads = heads.map(|all| picked(all, &rows));
+        let [query, key, value] = heads;
+        outputs.push(attend_equal([&query?, &key?, &value?], same[0], same.len(), shape, window)?);
+        order.extend(rows);
+    }
+    let mut back = vec![0u32; order.len()];
+    order.iter().zip(0u32..).for_each(|(row, at)| back[*row as usize] = at);
+    picked(&Tensor::cat(&outputs, 0)?, &back)
+}
+
+/// Some rows in an order; all of them as they are where they are asked for so.
+fn picked(all: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    match rows.len() == all.dim(0)? && rows.iter().zip(0u32..).all(|(row, at)| *row == at) {
+        true => Ok(all.clone()),
+        false => all.contiguous()?.index_select(&Tensor::new(rows, all.device())?, 0),
+    }
+}
+
+/// `count` segments as long as `like`, one after another: `[count * n, heads, d]`.
+fn attend_equal(
+    [query, key, value]: [&Tensor; 3],
+    like: &Segment,
+    count: usize,
+    shape: HeadShape,
+    window: Option<usize>,
+) -> Result<Tensor> {
+    let (n, HeadShape { heads, kv_heads, head_dim }) = (like.own.len(), shape);
+    let apart = |x: &Tensor, heads: usize| x.reshape((count, n, heads, head_dim))?.transpose(1, 2)?.contiguous();
+    let wide = |x: &Tensor| repeat_heads(&apart(x, kv_heads)?.reshape((count * kv_heads, n, head_dim))?, shape.group());
+    let query = apart(query, heads)?.reshape((count * heads, n, head_dim))?;
+    let seen = scores_and_values(&query, &wide(key)?, &wide(value)?, like, window)?;
+    seen.reshape((count, heads, n, head_dim))?.transpose(1, 2)?.contiguous()?.reshape((count * n, heads, head_dim))
+}
+
+/// What queries gather, all `[batch, rows, d]`.
+fn scores_and_values(
+    query: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    segment: &Segment,
+    window: Option<usize>,
+) -> Result<Tensor> {
+    let scale = 1.0 / (query.dim(2)? as f64).sqrt();
+    let scores = (query.matmul(&keys.t()?)? * scale)?.to_dtype(DType::F32)?;
+    let scores = match segment.causal {
+        true => scores.broadcast_add(&mask(segment, window, query.device())?)?,
+        false => scores,
+    };
+    softmax(&scores, D::Minus1)?.to_dtype(query.dtype())?.matmul(values)
 }
 
 /// Rotary position embedding in its rotate-half form: `x` `[n, heads, head_dim]`, angles `[n, head_dim]`.
@@ -107,13 +176,7 @@ fn attend(
         };
         repeat_heads(&rows.transpose(0, 1)?, shape.group())
     };
-    let scale = 1.0 / (shape.head_dim as f64).sqrt();
-    let scores = (query.matmul(&seen(key)?.t()?)? * scale)?.to_dtype(DType::F32)?;
-    let scores = match segment.causal {
-        true => scores.broadcast_add(&mask(segment, window, query.device())?)?,
-        false => scores,
-    };
-    softmax(&scores, D::Minus1)?.to_dtype(query.dtype())?.matmul(&seen(value)?)?.transpose(0, 1)?.contiguous()
+    scores_and_values(&query, &seen(key)?, &seen(value)?, segment, window)?.transpose(0, 1)?.contiguous()
 }
 
 /// `[kv_heads, rows, d]` to `[kv_heads * group, rows, d]`, each head repeated in place.

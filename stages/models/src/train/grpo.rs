@@ -5,8 +5,8 @@
 //! the vision tower is frozen. A dead group (all rewards equal) is counted and left out: its responses cost no update.
 //!
 //! Prior sampling: a prompt with a given trajectory puts it among the group's samples ([`Prior`] says how); its reward takes
-//! part in mean and deviation and it gets its own advantage. Log-probabilities of the reference are those of a frozen copy of
-//! the model as it was at the start.
+//! part in mean and deviation and it gets its own advantage. Log-probabilities of the reference are those of the model as it
+//! was at the start: a frozen copy, or, under an adapter, the weights below it.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -24,11 +24,11 @@ use super::images::ImageCache;
 use super::logprob::logprobs;
 use super::objective::{Objective, Tokens};
 use super::order::{places, stream};
-use super::session::{Session, StepConfig};
+use super::session::{Session, StepConfig, drive};
 use crate::error::{ModelError, Result};
 use crate::generate::GenerateRequest;
 use crate::sample::Sampling;
-use crate::vlm::{Model, Packed, Prompt, Vlm};
+use crate::vlm::{Model, Packed, Prompt, Trainable, Vlm};
 
 /// How a given trajectory joins a group of G.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -140,29 +140,30 @@ pub fn train(
     observe: &mut dyn FnMut(&GrpoStep) -> Verdict,
 ) -> Result<Vec<(GrpoStep, Vec<Sample>)>> {
     check(tasks, config)?;
-    let reference = if config.objective.beta > 0.0 { Some(vlm.deep_copy()?) } else { None };
-    let mut session = Session::open(vlm, config.steps, checkpoints)?;
-    let mut history: Vec<(GrpoStep, Vec<Sample>)> = session.history()?;
+    let reference = if config.objective.beta > 0.0 { Some(reference(vlm)?) } else { None };
     let mut pictures = Pictures { policy: ImageCache::default(), reference: ImageCache::default() };
-    while let Some(step) = session.next() {
+    let mut step = |session: &mut Session<'_>, step: usize| {
         let drawn = places(config.steps.seed, tasks.len(), config.prompts, step);
         let mut groups = draw(vlm, tasks, config, reward, &drawn, step)?;
         let dead = settle(&mut groups, config);
         let (update, taken) = {
-            let reference = reference.as_ref().map(Vlm::model);
-            let mut learner = Learner { session: &mut session, config, tasks, reference, pictures: &mut pictures };
+            let reference = reference.as_ref();
+            let mut learner = Learner { session, config, tasks, reference, pictures: &mut pictures };
             vlm.pool().install(|| learner.learn(&groups))?
         };
         let line = numbers(step, &groups, &dead, update, taken);
-        let stop = observe(&line).is_break();
-        let entry = (line, groups.into_iter().flat_map(|group| group.members).map(|member| member.sample).collect());
-        session.end(&entry, stop)?;
-        history.push(entry);
-        if stop {
-            break;
-        }
+        Ok((line, groups.into_iter().flat_map(|group| group.members).map(|member| member.sample).collect()))
+    };
+    drive(vlm, config.steps, checkpoints, &mut step, &mut |(line, _): &(GrpoStep, Vec<Sample>)| observe(line))
+}
+
+/// The model as it is now, whatever training makes of it. An adapter leaves the weights below it alone, so that they are shared:
+/// with a new one nothing is copied.
+fn reference(vlm: &Vlm) -> Result<Model> {
+    match vlm.weights().adapter() {
+        Some(_) => vlm.view(Trainable::Nothing),
+        None => Ok(vlm.deep_copy()?.model().clone()),
     }
-    Ok(history)
 }
 
 fn check(tasks: &[Task], config: &GrpoConfig) -> Result<()> {
@@ -318,20 +319,27 @@ impl Learner<'_, '_> {
             return Ok((first, taken.rate));
         };
         for update in 0..self.config.updates {
-            let hidden = self.session.model.forward(&lesson.packed, lesson.embeds.as_ref())?;
-            let logp = logprobs(&hidden, self.session.model.head(), &lesson.rows, &lesson.targets)?;
-            if update == 0 && self.config.updates > 1 {
-                lesson.tokens.old = Some(values(&logp)?);
-            }
-            let (loss, kl) = self.config.objective.loss(&logp, &lesson.tokens)?;
-            self.session.gather(&loss, 1.0)?;
+            let (loss, kl) = self.pass(&mut lesson, update)?;
             let taken = self.session.take()?;
             if update == 0 {
-                first = Updated { loss: scalar(&loss)?, kl: scalar(&kl)?, norm: taken.norm };
+                first = Updated { loss, kl, norm: taken.norm };
             }
             rate = taken.rate;
         }
         Ok((first, rate))
+    }
+
+    /// One pass forward and back; returns loss and divergence. Its graph is gone when the step is taken.
+    fn pass(&mut self, lesson: &mut Lesson, update: usize) -> Result<(f64, f64)> {
+        let model = self.session.model()?;
+        let hidden = model.forward(&lesson.packed, lesson.embeds.as_ref())?;
+        let logp = logprobs(&hidden, model.head(), &lesson.rows, &lesson.targets)?;
+        if update == 0 && self.config.updates > 1 {
+            lesson.tokens.old = Some(values(&logp)?);
+        }
+        let (loss, kl) = self.config.objective.loss(&logp, &lesson.tokens)?;
+        self.session.gather(&loss, 1.0)?;
+        Ok((scalar(&loss)?, scalar(&kl)?))
     }
 
     /// Packs the live responses of a step; `None` when there is none.

@@ -7,7 +7,7 @@
 //! | [`qwen`], [`llava_next`], [`internvl`] | what each brings: configuration, weights, vision tower |
 //! | [`text`], [`vision`] | what they share: the language model, the blocks of towers and their two engines |
 //! | [`model`] | tower and language model together, differentiable |
-//! | [`infer`], [`prefill`] | the same on plain rows with cached keys and values, without gradients |
+//! | [`infer`], [`prefill`] | the language model with cached keys and values, without gradients, on two engines |
 //! | [`prefix`] | what is kept between requests |
 //! | [`prompt`] | conversations and pictures to tokens |
 
@@ -40,7 +40,8 @@ use crate::image::Processor;
 use crate::lora::{Adapter, LoraConfig};
 use crate::tokenizer::TextTokenizer;
 use crate::weights::Weights;
-use prefix::Prefixes;
+use infer::{EngineChoice, Host, Tensors, Work};
+use prefix::Store;
 
 pub use family::Config;
 pub use model::{Model, Packed, Trainable};
@@ -56,17 +57,20 @@ const KEPT_BYTES: usize = 256 << 20;
 pub struct LoadOptions {
     /// Threads of the model's own pool; results do not depend on it.
     pub threads: usize,
-    /// Type of the weights; on the CPU f32 is the fast one.
+    /// Type of the weights; on the CPU f32 is the fast one, and its own engine computes in f32 whatever it is.
     pub dtype: DType,
     /// Where the weights live.
     pub device: DeviceChoice,
     /// Bytes of encoded pictures and of keys and values that the model keeps for later requests; results do not depend on it.
     pub kept_bytes: usize,
+    /// What answers and scores: by default what fits the device.
+    pub engine: EngineChoice,
 }
 
 impl Default for LoadOptions {
     fn default() -> LoadOptions {
-        LoadOptions { threads: 1, dtype: DType::F32, device: DeviceChoice::Cpu, kept_bytes: KEPT_BYTES }
+        let (dtype, device, engine) = (DType::F32, DeviceChoice::Cpu, EngineChoice::ByDevice);
+        LoadOptions { threads: 1, dtype, device, kept_bytes: KEPT_BYTES, engine }
     }
 }
 
@@ -124,7 +128,7 @@ pub struct Vlm {
     frame: Option<[u32; 2]>,
     pool: Arc<ThreadPool>,
     /// Valid for `weights` as they are.
-    prefixes: Arc<Prefixes>,
+    prefixes: Store,
 }
 
 impl Vlm {
@@ -133,13 +137,28 @@ impl Vlm {
     /// # Errors
     /// When a file is missing or malformed, the architecture is not supported, or the device is not there.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Vlm> {
+        let (config, assets) = Vlm::read_assets(dir)?;
+        let device = options.device.open()?;
+        let weights = Weights::read(config.specs(), &TensorFiles::open(dir)?, options.dtype, &device)?;
+        Vlm::assemble(config, weights, assets, pool(options)?, options)
+    }
+
+    /// Reads a model directory but for its weights, which are drawn: what a published model costs can be measured without it.
+    ///
+    /// # Errors
+    /// As [`Vlm::load`].
+    pub fn draw(dir: &Path, seed: u64, options: &LoadOptions) -> Result<Vlm> {
+        let (config, assets) = Vlm::read_assets(dir)?;
+        Vlm::init(config, assets, seed, options)
+    }
+
+    fn read_assets(dir: &Path) -> Result<(Config, Assets)> {
         let tokenizer = TextTokenizer::read(dir)?;
         let (config, value) = Config::read(&dir.join("config.json"), &tokenizer)?;
         let chat = ChatTemplate::read(dir, tokenizer.config())?;
         let processor = config.read_processor(dir, &value)?;
         let generation = GenerationConfig::read(dir, &config)?;
-        let weights = Weights::read(config.specs(), &TensorFiles::open(dir)?, options.dtype, &options.device.open()?)?;
-        Vlm::assemble(config, weights, Assets { tokenizer, chat, processor, generation }, options)
+        Ok((config, Assets { tokenizer, chat, processor, generation }))
     }
 
     /// Makes a model with freshly drawn weights, for pretraining.
@@ -149,19 +168,23 @@ impl Vlm {
     pub fn init(config: impl Into<Config>, assets: Assets, seed: u64, options: &LoadOptions) -> Result<Vlm> {
         let config = config.into();
         config.check().map_err(ModelError::Setting)?;
-        let weights = Weights::draw(config.specs(), seed, options.dtype, &options.device.open()?)?;
-        Vlm::assemble(config, weights, assets, options)
+        let (device, pool) = (options.device.open()?, pool(options)?);
+        let weights = pool.install(|| Weights::draw(config.specs(), seed, options.dtype, &device))?;
+        Vlm::assemble(config, weights, assets, pool, options)
     }
 
-    fn assemble(config: Config, weights: Weights, assets: Assets, options: &LoadOptions) -> Result<Vlm> {
+    fn assemble(
+        config: Config,
+        weights: Weights,
+        assets: Assets,
+        pool: ThreadPool,
+        options: &LoadOptions,
+    ) -> Result<Vlm> {
         check_agreement(&config, &assets)?;
         let model = Model::new(&config, &weights, Trainable::Nothing)?;
         let frame = config.frame(&assets.tokenizer)?;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads.max(1))
-            .build()
-            .map_err(|error| ModelError::Setting(format!("{} threads: {error}", options.threads)))?;
-        let prefixes = Arc::new(Prefixes::new(options.kept_bytes));
+        let tensors = options.engine == EngineChoice::Tensors || !model.head().device().is_cpu();
+        let prefixes = Store::new(tensors, options.kept_bytes);
         Ok(Vlm { config, weights, model, assets, frame, pool: Arc::new(pool), prefixes })
     }
 
@@ -238,7 +261,7 @@ impl Vlm {
     /// The same model over other weights, with nothing kept of the old ones.
     fn over(&self, weights: Weights) -> Result<Vlm> {
         let model = Model::new(&self.config, &weights, Trainable::Nothing)?;
-        let prefixes = Arc::new(Prefixes::new(self.prefixes.budget()));
+        let prefixes = self.prefixes.anew();
         Ok(Vlm { weights, model, prefixes, ..self.clone() })
     }
 
@@ -314,6 +337,11 @@ impl Vlm {
         self.model.head().device()
     }
 
+    /// The type of the weights.
+    pub fn dtype(&self) -> DType {
+        self.model.head().dtype()
+    }
+
     /// Number of the model's own threads.
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()
@@ -324,12 +352,28 @@ impl Vlm {
         if self.threads() == 1 { work() } else { self.pool.install(work) }
     }
 
-    /// What a call may reuse and add to: what the model keeps, or nothing where somebody may change the weights.
-    pub(crate) fn prefixes(&self) -> Arc<Prefixes> {
-        match self.weights.lent() {
-            false => self.prefixes.clone(),
-            true => Arc::new(self.prefixes.keeping_nothing()),
+    /// Does work on the engine that this model runs on. What it may reuse and add to is what the model keeps, or nothing where
+    /// somebody may change the weights.
+    pub(crate) fn with_engine<W: Work>(&self, work: W) -> Result<W::Out> {
+        let store = if self.weights.lent() { self.prefixes.keeping_nothing() } else { self.prefixes.clone() };
+        match store {
+            Store::Host(prefixes) => self
+                .weights
+                .with_slices(|slices| work.run(&Host::new(&self.config, slices, self.threads())?, &prefixes)),
+            Store::Tensors(prefixes) => {
+                // Under an adapter the model shows the weights as they were when it came.
+                let model = match self.weights.adapter() {
+                    Some(_) => self.view(Trainable::Nothing)?,
+                    None => self.model.clone(),
+                };
+                work.run(&Tensors::new(model), &prefixes)
+            }
         }
+    }
+
+    /// Whether answers and scores are computed on tensors, as on a GPU.
+    pub fn on_tensors(&self) -> bool {
+        matches!(self.prefixes, Store::Tensors(_))
     }
 
     /// How often pictures passed the vision tower and tokens of prompts the language model, and how often they did not have to.
@@ -346,6 +390,12 @@ impl Vlm {
     pub fn pool(&self) -> &ThreadPool {
         &self.pool
     }
+}
+
+/// The model's own threads.
+fn pool(options: &LoadOptions) -> Result<ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.max(1)).build();
+    pool.map_err(|error| ModelError::Setting(format!("{} threads: {error}", options.threads)))
 }
 
 /// Refuses parts that were not made for each other.

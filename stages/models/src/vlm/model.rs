@@ -42,7 +42,7 @@ pub enum Trainable {
 pub struct Model {
     config: Config,
     vision: Tower<Tensor>,
-    text: LanguageModel,
+    pub(in crate::vlm) text: LanguageModel,
 }
 
 impl Model {

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::infer::{Inference, Lane};
-use super::prefix::{Chain, Part, PictureDigest, PrefixCounts, Prefixes, Track, WORTH_SHARING, digest, place};
+use super::infer::{Engine, Joining, PrefixesOf};
+use super::prefix::{Chain, Part, PictureDigest, PrefixCounts, Track, WORTH_SHARING, digest, place};
 use crate::error::Result;
 use crate::image::Patches;
 use crate::vlm::Prompt;
@@ -18,12 +18,11 @@ pub const ROWS_AT_ONCE: usize = 1024;
 const PATCHES_AT_ONCE: usize = 4096;
 
 /// A prompt that continuations can hang on.
-#[derive(Debug, Clone)]
-pub struct Prefilled {
+pub struct Prefilled<E: Engine> {
     /// Its keys and values.
-    pub context: Vec<Part>,
+    pub context: Vec<Part<E::Stretch>>,
     /// The hidden row of its last token, from which the next token follows.
-    pub last: Arc<Vec<f32>>,
+    pub last: Arc<E::Rows>,
 }
 
 /// A prompt with what decides its keys and values.
@@ -39,9 +38,9 @@ struct Trunk {
 }
 
 /// The tokens of a prompt from the end of `root` to `until`, to be computed.
-struct Job<'a> {
+struct Job<'a, S> {
     asked: &'a Asked<'a>,
-    root: Chain,
+    root: Chain<S>,
     until: usize,
 }
 
@@ -51,7 +50,7 @@ impl Asked<'_> {
     }
 }
 
-impl<'a> Job<'a> {
+impl<'a, S> Job<'a, S> {
     fn len(&self) -> usize {
         self.until - self.root.tokens
     }
@@ -65,14 +64,14 @@ impl<'a> Job<'a> {
 }
 
 /// What one call has done so far.
-struct Work<'p> {
-    prefixes: &'p Prefixes,
-    pictures: BTreeMap<PictureDigest, Arc<Vec<f32>>>,
+struct Work<'p, E: Engine> {
+    prefixes: &'p PrefixesOf<E>,
+    pictures: BTreeMap<PictureDigest, Arc<E::Rows>>,
     encoded: usize,
     computed: usize,
 }
 
-impl Work<'_> {
+impl<E: Engine> Work<'_, E> {
     fn count(&self, asked: &[Asked<'_>]) {
         let shown: usize = asked.iter().map(|one| one.track.pictures().len()).sum();
         let tokens: usize = asked.iter().map(Asked::len).sum();
@@ -86,14 +85,23 @@ impl Work<'_> {
 }
 
 /// What a job yields: the chain up to its end, and the hidden row of its last token.
-type Ended = (Chain, Arc<Vec<f32>>);
+type Ended<E> = (Chain<<E as Engine>::Stretch>, Arc<<E as Engine>::Rows>);
 
-impl Inference<'_> {
-    /// Prefills prompts; none may be empty. The same `Arc` given twice is computed once.
-    ///
-    /// # Errors
-    /// When a prompt does not fit the model.
-    pub fn prefill(&self, prompts: &[&Arc<Prompt>], prefixes: &Prefixes) -> Result<Vec<Prefilled>> {
+/// Prefills prompts; none may be empty. The same `Arc` given twice is computed once.
+///
+/// # Errors
+/// When a prompt does not fit the model.
+pub fn prefill<E: Engine>(engine: &E, prompts: &[&Arc<Prompt>], prefixes: &PrefixesOf<E>) -> Result<Vec<Prefilled<E>>> {
+    Prefill { engine }.prompts(prompts, prefixes)
+}
+
+/// The prefill of one call.
+struct Prefill<'e, E> {
+    engine: &'e E,
+}
+
+impl<E: Engine> Prefill<'_, E> {
+    fn prompts(&self, prompts: &[&Arc<Prompt>], prefixes: &PrefixesOf<E>) -> Result<Vec<Prefilled<E>>> {
         let mut distinct: Vec<&Arc<Prompt>> = Vec::new();
         let mut index = Vec::with_capacity(prompts.len());
         for prompt in prompts {
@@ -105,11 +113,12 @@ impl Inference<'_> {
         }
         let asked = self.asked(&distinct)?;
         let find = |one: &Asked<'_>| prefixes.find(&one.track, one.track.len().saturating_sub(1));
-        let mut roots: Vec<Chain> = asked.iter().map(find).collect();
+        let mut roots: Vec<Chain<E::Stretch>> = asked.iter().map(find).collect();
         let mut work = Work { prefixes, pictures: BTreeMap::new(), encoded: 0, computed: 0 };
         self.grow_trunks(&asked, &mut roots, &mut work)?;
-        let whole = |(asked, root): (_, &Chain)| Job { asked, root: root.clone(), until: Asked::len(asked) };
-        let jobs: Vec<Job<'_>> = asked.iter().zip(&roots).map(whole).collect();
+        let whole =
+            |(asked, root): (_, &Chain<E::Stretch>)| Job { asked, root: root.clone(), until: Asked::len(asked) };
+        let jobs: Vec<Job<'_, E::Stretch>> = asked.iter().zip(&roots).map(whole).collect();
         let done = self.run(&jobs, &mut work)?;
         work.count(&asked);
         let prefilled = |at: usize| Prefilled { context: done[at].0.parts.clone(), last: done[at].1.clone() };
@@ -133,13 +142,13 @@ impl Inference<'_> {
         };
         let ask = |prompt: &&'p Arc<Prompt>| {
             let digests: Vec<PictureDigest> = prompt.images.iter().map(&mut digest_of).collect::<Result<_>>()?;
-            Ok(Asked { prompt, track: Track::new(prompt, self.config.image_token_id(), &digests)? })
+            Ok(Asked { prompt, track: Track::new(prompt, self.engine.config().image_token_id(), &digests)? })
         };
         prompts.iter().map(ask).collect()
     }
 
     /// Computes the trunks of prompts that begin alike, and roots the prompts in them.
-    fn grow_trunks(&self, asked: &[Asked<'_>], roots: &mut [Chain], work: &mut Work<'_>) -> Result<()> {
+    fn grow_trunks(&self, asked: &[Asked<'_>], roots: &mut [Chain<E::Stretch>], work: &mut Work<'_, E>) -> Result<()> {
         let mut trunks = Vec::new();
         let mut jobs = Vec::new();
         for trunk in alike(asked) {
@@ -162,7 +171,7 @@ impl Inference<'_> {
     }
 
     /// Computes jobs, as many together as the buffers take.
-    fn run(&self, jobs: &[Job<'_>], work: &mut Work<'_>) -> Result<Vec<Ended>> {
+    fn run(&self, jobs: &[Job<'_, E::Stretch>], work: &mut Work<'_, E>) -> Result<Vec<Ended<E>>> {
         self.see(jobs, work)?;
         let (mut done, mut start) = (Vec::with_capacity(jobs.len()), 0);
         while start < jobs.len() {
@@ -179,7 +188,7 @@ impl Inference<'_> {
     }
 
     /// Brings the pictures that jobs show to rows, unless they are there.
-    fn see(&self, jobs: &[Job<'_>], work: &mut Work<'_>) -> Result<()> {
+    fn see(&self, jobs: &[Job<'_, E::Stretch>], work: &mut Work<'_, E>) -> Result<()> {
         let mut fresh: Vec<(PictureDigest, &Patches)> = Vec::new();
         for (digest, image) in jobs.iter().flat_map(Job::pictures) {
             if work.pictures.contains_key(&digest) || fresh.iter().any(|(seen, _)| *seen == digest) {
@@ -190,7 +199,6 @@ impl Inference<'_> {
                 None => fresh.push((digest, image)),
             }
         }
-        let width = self.config.text().hidden_size;
         let mut next = 0;
         while next < fresh.len() {
             let mut patches = 0;
@@ -200,14 +208,10 @@ impl Inference<'_> {
             });
             let group = &fresh[next..next + fits.count().max(1)];
             let images: Vec<&Patches> = group.iter().map(|(_, image)| *image).collect();
-            let rows = self.encode(&images)?;
-            let mut start = 0;
-            for (digest, image) in group {
-                let size = image.tokens * width;
-                let own = Arc::new(rows[start..start + size].to_vec());
+            for ((digest, _), rows) in group.iter().zip(self.engine.encode(&images)?) {
+                let own = Arc::new(rows);
                 work.prefixes.keep_picture(*digest, &own);
                 work.pictures.insert(*digest, own);
-                start += size;
             }
             next += group.len();
         }
@@ -215,29 +219,29 @@ impl Inference<'_> {
         Ok(())
     }
 
-    fn run_together(&self, jobs: &[Job<'_>], work: &mut Work<'_>) -> Result<Vec<Ended>> {
-        let width = self.config.text().hidden_size;
+    fn run_together(&self, jobs: &[Job<'_, E::Stretch>], work: &mut Work<'_, E>) -> Result<Vec<Ended<E>>> {
         let counts: Vec<usize> = jobs.iter().map(Job::len).collect();
         let mut positions: [Vec<u32>; 3] = Default::default();
-        let (mut rows, mut lanes) = (Vec::new(), Vec::with_capacity(jobs.len()));
+        let (mut ids, mut lanes) = (Vec::new(), E::Lanes::default());
         for job in jobs {
             let (range, prompt) = (job.root.tokens..job.until, job.asked.prompt);
-            let shown: Vec<f32> =
-                job.pictures().flat_map(|(digest, _)| work.pictures[&digest].iter().copied()).collect();
-            self.embed(&prompt.ids[range.clone()], &shown, &mut rows)?;
+            ids.extend(&prompt.ids[range.clone()]);
             for (all, own) in positions.iter_mut().zip(&prompt.positions) {
                 all.extend(&own[range.clone()]);
             }
-            lanes.push(Lane::new(job.root.parts.clone(), self.config, range.len()));
         }
-        let hidden = self.extend(&mut lanes, &counts, rows, &positions);
-        let mut end = 0;
-        let ended = lanes.into_iter().zip(jobs).map(|(lane, job)| {
+        let shown: Vec<Arc<E::Rows>> =
+            jobs.iter().flat_map(Job::pictures).map(|(digest, _)| work.pictures[&digest].clone()).collect();
+        let rows = self.engine.embed(&ids, &shown)?;
+        let joining = |job: &Job<'_, E::Stretch>| Joining { context: job.root.parts.clone(), room: job.len() };
+        self.engine.join(&mut lanes, jobs.iter().map(joining).collect())?;
+        let hidden = self.engine.extend(&mut lanes, &counts, rows, &positions)?;
+        let (mut end, mut ended) = (0, Vec::with_capacity(jobs.len()));
+        for (job, own) in jobs.iter().zip(self.engine.stretches(lanes)?) {
             end += job.len();
-            let last = Arc::new(hidden[(end - 1) * width..end * width].to_vec());
-            (work.prefixes.keep(&job.asked.track, &job.root, &Arc::new(lane.own)), last)
-        });
-        let ended = ended.collect();
+            let last = Arc::new(self.engine.pick(&[&hidden], &[end - 1])?);
+            ended.push((work.prefixes.keep(&job.asked.track, &job.root, &Arc::new(own)), last));
+        }
         work.computed += counts.iter().sum::<usize>();
         Ok(ended)
     }

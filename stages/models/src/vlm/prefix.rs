@@ -3,8 +3,9 @@
 //! Prompts form a radix tree. A node holds the keys and values of the tokens by which its prompt differs from what was there before,
 //! behind a chain of earlier nodes' tokens; a new prompt takes the longest chain that says the same and computes the rest. Two
 //! prompts say the same up to a token if all ids and positions before it are equal and every picture that starts before it has the
-//! same digest. Nothing else enters keys and values, and the kernels give a row the same bits whichever way the rows before it came
-//! to be, so that what is kept changes the time of an answer and never the answer.
+//! same digest. Nothing else enters keys and values, and the host's kernels give a row the same bits whichever way the rows before it
+//! came to be, so that what is kept changes the time of an answer and never the answer. (On tensors the rounding may differ: see
+//! [`crate::vlm::infer`].)
 //!
 //! Weights that somebody may change are another matter: once variables were handed out ([`Weights::lent`]), requests that a
 //! call takes up together still share, and nothing is kept.
@@ -18,8 +19,8 @@ use candle_core::Storage;
 
 use crate::error::{ModelError, Result};
 use crate::image::Patches;
-use crate::kernel::attend::Stretch;
 use crate::vlm::Prompt;
+use crate::vlm::infer::{Bytes, Host, KeysAndValues, PrefixesOf, Tensors};
 use image::RgbImage;
 
 /// Fewest tokens worth sharing: one step of the score kernel.
@@ -31,28 +32,53 @@ const MOST_NODES: usize = 1024;
 pub type PictureDigest = [u8; 32];
 
 /// The first so many tokens of a stretch.
-#[derive(Debug, Clone)]
-pub struct Part {
+#[derive(Debug)]
+pub struct Part<S> {
     /// The stretch.
-    pub stretch: Arc<Stretch>,
+    pub stretch: Arc<S>,
     /// Its tokens that count.
     pub tokens: usize,
 }
 
+impl<S> Clone for Part<S> {
+    fn clone(&self) -> Part<S> {
+        Part { stretch: self.stretch.clone(), tokens: self.tokens }
+    }
+}
+
+impl<S> Part<S> {
+    /// Whether both are the same tokens of one stretch.
+    pub fn is(&self, other: &Part<S>) -> bool {
+        Arc::ptr_eq(&self.stretch, &other.stretch) && self.tokens == other.tokens
+    }
+}
+
 /// Keys and values of a prompt's first tokens, in stretches behind one another.
-#[derive(Debug, Clone, Default)]
-pub struct Chain {
+#[derive(Debug)]
+pub struct Chain<S> {
     /// The stretches.
-    pub parts: Vec<Part>,
+    pub parts: Vec<Part<S>>,
     /// Tokens in all.
     pub tokens: usize,
     /// The node that ends with the last part.
     node: Option<u64>,
 }
 
-impl Chain {
+impl<S> Clone for Chain<S> {
+    fn clone(&self) -> Chain<S> {
+        Chain { parts: self.parts.clone(), ..*self }
+    }
+}
+
+impl<S> Default for Chain<S> {
+    fn default() -> Chain<S> {
+        Chain { parts: Vec::new(), tokens: 0, node: None }
+    }
+}
+
+impl<S: KeysAndValues> Chain<S> {
     /// The chain up to a token.
-    pub(super) fn cut(&self, tokens: usize) -> Chain {
+    pub(super) fn cut(&self, tokens: usize) -> Chain<S> {
         let mut room = tokens;
         let mut parts = Vec::with_capacity(self.parts.len());
         for part in &self.parts {
@@ -66,10 +92,10 @@ impl Chain {
     }
 
     /// The chain with another stretch behind it; no node yet.
-    fn with(&self, stretch: &Arc<Stretch>) -> Chain {
+    fn with(&self, stretch: &Arc<S>) -> Chain<S> {
         let mut parts = self.parts.clone();
-        parts.push(Part { stretch: stretch.clone(), tokens: stretch.len() });
-        Chain { parts, tokens: self.tokens + stretch.len(), node: None }
+        parts.push(Part { stretch: stretch.clone(), tokens: stretch.tokens() });
+        Chain { parts, tokens: self.tokens + stretch.tokens(), node: None }
     }
 }
 
@@ -219,48 +245,48 @@ pub struct PrefixCounts {
 
 /// Encoded pictures and prompts of one model with its weights as they are.
 #[derive(Debug)]
-pub struct Prefixes {
+pub struct Prefixes<R, S> {
     budget: usize,
     counts: Arc<Mutex<PrefixCounts>>,
-    kept: Mutex<Kept>,
-}
-
-#[derive(Debug, Default)]
-struct Kept {
-    bytes: usize,
-    clock: u64,
-    pictures: BTreeMap<PictureDigest, Picture>,
-    /// Pictures as processed, by the digests of their bytes, and the bytes that they take.
-    processed: BTreeMap<PictureDigest, (Patches, u64)>,
-    processed_bytes: usize,
-    nodes: BTreeMap<u64, Node>,
+    kept: Mutex<Kept<R, S>>,
 }
 
 #[derive(Debug)]
-struct Picture {
-    rows: Arc<Vec<f32>>,
+struct Kept<R, S> {
+    bytes: usize,
+    clock: u64,
+    pictures: BTreeMap<PictureDigest, Picture<R>>,
+    /// Pictures as processed, by the digests of their bytes, and the bytes that they take.
+    processed: BTreeMap<PictureDigest, (Patches, u64)>,
+    processed_bytes: usize,
+    nodes: BTreeMap<u64, Node<S>>,
+}
+
+#[derive(Debug)]
+struct Picture<R> {
+    rows: Arc<R>,
     used: u64,
 }
 
 #[derive(Debug)]
-struct Node {
+struct Node<S> {
     track: Track,
-    chain: Chain,
+    chain: Chain<S>,
     parent: Option<u64>,
     children: usize,
     bytes: usize,
     used: u64,
 }
 
-impl Prefixes {
+impl<R: Bytes, S: KeysAndValues> Prefixes<R, S> {
     /// Nothing yet, and room for so many bytes.
-    pub fn new(budget: usize) -> Prefixes {
-        Prefixes { budget, counts: Arc::default(), kept: Mutex::default() }
+    pub fn new(budget: usize) -> Prefixes<R, S> {
+        Prefixes { budget, counts: Arc::default(), kept: Mutex::new(Kept::new()) }
     }
 
     /// Another with the same counts that keeps nothing.
-    pub(super) fn keeping_nothing(&self) -> Prefixes {
-        Prefixes { budget: 0, counts: self.counts.clone(), kept: Mutex::default() }
+    fn keeping_nothing(&self) -> Prefixes<R, S> {
+        Prefixes { budget: 0, counts: self.counts.clone(), kept: Mutex::new(Kept::new()) }
     }
 
     /// Bytes that may be kept.
@@ -285,7 +311,7 @@ impl Prefixes {
 
     /// A processed picture: what is kept of equal bytes, else what `process` makes of them. Its tensor is one of its own over
     /// shared values.
-    pub(super) fn processed(&self, image: &RgbImage, process: impl FnOnce() -> Result<Patches>) -> Result<Patches> {
+    fn processed(&self, image: &RgbImage, process: impl FnOnce() -> Result<Patches>) -> Result<Patches> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&image.width().to_le_bytes()).update(image.as_raw());
         let key = *hasher.finalize().as_bytes();
@@ -322,12 +348,12 @@ impl Prefixes {
     }
 
     /// Every change leaves the state whole, so that one thread's panic spoils nothing for the others.
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, Kept<R, S>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The rows of a picture that was encoded before.
-    pub(super) fn picture(&self, digest: &PictureDigest) -> Option<Arc<Vec<f32>>> {
+    pub(super) fn picture(&self, digest: &PictureDigest) -> Option<Arc<R>> {
         let mut kept = self.lock();
         let now = kept.tick();
         let picture = kept.pictures.get_mut(digest)?;
@@ -336,8 +362,8 @@ impl Prefixes {
     }
 
     /// Keeps the rows of a picture.
-    pub(super) fn keep_picture(&self, digest: PictureDigest, rows: &Arc<Vec<f32>>) {
-        let (mut kept, bytes) = (self.lock(), rows.len() * size_of::<f32>());
+    pub(super) fn keep_picture(&self, digest: PictureDigest, rows: &Arc<R>) {
+        let (mut kept, bytes) = (self.lock(), rows.bytes());
         if bytes > self.share_of_computed() || kept.pictures.contains_key(&digest) {
             return;
         }
@@ -348,9 +374,9 @@ impl Prefixes {
     }
 
     /// The longest kept chain that begins as the track does, of `most` tokens at most; an empty one where none is worth it.
-    pub(super) fn find(&self, track: &Track, most: usize) -> Chain {
+    pub(super) fn find(&self, track: &Track, most: usize) -> Chain<S> {
         let mut kept = self.lock();
-        let common = |(id, node): (&u64, &Node)| (node.chain.tokens.min(track.common(&node.track)).min(most), *id);
+        let common = |(id, node): (&u64, &Node<S>)| (node.chain.tokens.min(track.common(&node.track)).min(most), *id);
         let Some((tokens, id)) = kept.nodes.iter().map(common).max_by_key(|(tokens, _)| *tokens) else {
             return Chain::default();
         };
@@ -367,14 +393,14 @@ impl Prefixes {
     }
 
     /// Keeps a stretch computed behind `root`, unless it is shorter than what is worth it; the chain that ends with it.
-    pub(super) fn keep(&self, track: &Track, root: &Chain, stretch: &Arc<Stretch>) -> Chain {
+    pub(super) fn keep(&self, track: &Track, root: &Chain<S>, stretch: &Arc<S>) -> Chain<S> {
         let mut chain = root.with(stretch);
         let bytes = stretch.bytes() + track.bytes();
         let mut kept = self.lock();
         // The root may have been thrown out meanwhile; its stretches, alive through this chain, would not be counted.
         let rooted =
             root.node.is_none_or(|node| kept.nodes.contains_key(&node)) && (root.tokens == 0) == root.node.is_none();
-        if !rooted || bytes > self.share_of_computed() || stretch.len() < WORTH_SHARING {
+        if !rooted || bytes > self.share_of_computed() || stretch.tokens() < WORTH_SHARING {
             return chain;
         }
         let (id, parent) = (kept.tick(), root.node);
@@ -390,7 +416,69 @@ impl Prefixes {
     }
 }
 
-impl Kept {
+/// What a model keeps, as the engine that it runs on has it.
+#[derive(Debug, Clone)]
+pub(crate) enum Store {
+    /// Rows on the processor.
+    Host(Arc<PrefixesOf<Host<'static>>>),
+    /// Tensors on the model's device.
+    Tensors(Arc<PrefixesOf<Tensors>>),
+}
+
+/// The same expression for either engine's prefixes.
+macro_rules! of_either {
+    ($store:expr, $prefixes:ident => $work:expr) => {
+        match $store {
+            Store::Host($prefixes) => $work,
+            Store::Tensors($prefixes) => $work,
+        }
+    };
+}
+
+impl Store {
+    /// Nothing yet, and room for so many bytes.
+    pub(crate) fn new(tensors: bool, budget: usize) -> Store {
+        match tensors {
+            false => Store::Host(Arc::new(Prefixes::new(budget))),
+            true => Store::Tensors(Arc::new(Prefixes::new(budget))),
+        }
+    }
+
+    /// Nothing yet, for the same engine and with the same room.
+    pub(crate) fn anew(&self) -> Store {
+        Store::new(matches!(self, Store::Tensors(_)), of_either!(self, prefixes => prefixes.budget()))
+    }
+
+    /// Another with the same counts that keeps nothing.
+    pub(crate) fn keeping_nothing(&self) -> Store {
+        match self {
+            Store::Host(prefixes) => Store::Host(Arc::new(prefixes.keeping_nothing())),
+            Store::Tensors(prefixes) => Store::Tensors(Arc::new(prefixes.keeping_nothing())),
+        }
+    }
+
+    /// Bytes that are kept.
+    pub(crate) fn bytes(&self) -> usize {
+        of_either!(self, prefixes => prefixes.bytes())
+    }
+
+    /// What was computed and what was there.
+    pub(crate) fn counts(&self) -> PrefixCounts {
+        of_either!(self, prefixes => prefixes.counts())
+    }
+
+    /// A processed picture: what is kept of equal bytes, else what `process` makes of them.
+    pub(super) fn processed(&self, image: &RgbImage, process: impl FnOnce() -> Result<Patches>) -> Result<Patches> {
+        of_either!(self, prefixes => prefixes.processed(image, process))
+    }
+}
+
+impl<R: Bytes, S> Kept<R, S> {
+    fn new() -> Kept<R, S> {
+        let (pictures, processed, nodes) = Default::default();
+        Kept { bytes: 0, clock: 0, pictures, processed, processed_bytes: 0, nodes }
+    }
+
     fn tick(&mut self) -> u64 {
         self.clock += 1;
         self.clock
@@ -408,7 +496,7 @@ impl Kept {
                 }
                 (_, Some((_, digest))) => {
                     let gone = self.pictures.remove(&digest).expect("just found");
-                    self.bytes -= gone.rows.len() * size_of::<f32>();
+                    self.bytes -= gone.rows.bytes();
                 }
                 (_, None) => return,
             }

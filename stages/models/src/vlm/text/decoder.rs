@@ -14,22 +14,23 @@ use crate::weights::Weights;
 #[derive(Debug, Clone)]
 pub struct LanguageModel {
     config: TextConfig,
-    rope: TextRope,
+    pub(in crate::vlm) rope: TextRope,
     embed: Tensor,
-    layers: Vec<Layer>,
-    norm: Tensor,
+    pub(in crate::vlm) layers: Vec<Layer>,
+    pub(in crate::vlm) norm: Tensor,
     head: Tensor,
 }
 
+/// The weights of one layer.
 #[derive(Debug, Clone)]
-struct Layer {
-    norm1: Tensor,
-    norm2: Tensor,
-    qkv: Tensor,
-    qkv_bias: Option<Tensor>,
-    out: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
+pub(in crate::vlm) struct Layer {
+    pub(in crate::vlm) norm1: Tensor,
+    pub(in crate::vlm) norm2: Tensor,
+    pub(in crate::vlm) qkv: Tensor,
+    pub(in crate::vlm) qkv_bias: Option<Tensor>,
+    pub(in crate::vlm) out: Tensor,
+    pub(in crate::vlm) gate_up: Tensor,
+    pub(in crate::vlm) down: Tensor,
 }
 
 impl LanguageModel {

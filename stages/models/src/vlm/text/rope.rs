@@ -42,6 +42,17 @@ impl Angles {
         let sin = Tensor::from_vec(self.sin, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?;
         Ok((cos, sin))
     }
+
+    /// The first halves of the rows, which the second ones repeat, as tensors `[n, head_dim / 2]`.
+    pub(in crate::vlm) fn halves(self, dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
+        let half = self.head_dim / 2;
+        let rows = self.cos.len() / self.head_dim;
+        let table = |all: Vec<f32>| {
+            let firsts: Vec<f32> = all.chunks_exact(2 * half).flat_map(|row| &row[..half]).copied().collect();
+            Tensor::from_vec(firsts, (rows, half), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+        };
+        Ok((table(self.cos)?, table(self.sin)?))
+    }
 }
 
 /// `1 / base^(2 i / dim)` for `i` in `0..dim / 2`.

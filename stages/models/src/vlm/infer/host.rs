@@ -1,44 +1,58 @@
-//! The language model for inference: plain f32 rows, cached keys and values, no graph.
-//!
-//! One [`Inference::extend`] serves prefill, decoding and scoring: it takes lanes, each a few new tokens behind a chain of earlier
-//! stretches, and returns their hidden rows. All rows of all lanes pass the matrices together; by the kernels' rules each row's
-//! result is the same in any company.
+//! Inference on the processor: plain f32 rows over borrowed weights; by the kernels' rules each row's result is the same in any
+//! company.
+
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::family::{Config, Tower};
-use super::prefix::Part;
-use super::text::{Angles, TextConfig, TextRope};
-use super::vision::Plain;
+use super::{Bytes, Engine, Joining, KeysAndValues};
 use crate::error::{ModelError, Result};
 use crate::image::Patches;
 use crate::kernel::attend::{Seen, Stretch, attend, rotate, slide};
 use crate::kernel::linear::{Matrix, linear};
-use crate::kernel::rows::{add, rms_norm, swiglu};
+use crate::kernel::rows::{add, log_sum_exp, rms_norm, swiglu};
 use crate::ops::HeadShape;
+use crate::vlm::family::{Config, Tower};
+use crate::vlm::prefix::Part;
+use crate::vlm::text::{Angles, TextConfig, TextRope};
+use crate::vlm::vision::Plain;
 use crate::weights::Slices;
+
+/// Bytes of cached keys and values that sequences in work may take together.
+const ROOM: usize = 1 << 30;
+/// Rows whose logits are there at once where only their sums are asked for.
+const LOGITS_AT_ONCE: usize = 64;
+
+impl Bytes for Vec<f32> {
+    fn bytes(&self) -> usize {
+        self.len() * size_of::<f32>()
+    }
+}
+
+impl Bytes for Stretch {
+    fn bytes(&self) -> usize {
+        Stretch::bytes(self)
+    }
+}
+
+impl KeysAndValues for Stretch {
+    fn tokens(&self) -> usize {
+        self.len()
+    }
+}
 
 /// New tokens of one sequence and what lies before them.
 #[derive(Debug)]
 pub struct Lane {
     /// Earlier stretches, in order, shared with other lanes.
-    pub context: Vec<Part>,
+    context: Vec<Part<Stretch>>,
     /// The stretch that the new tokens join.
-    pub own: Stretch,
-}
-
-impl Lane {
-    /// A lane behind `context` with room for `tokens` tokens of its own.
-    pub fn new(context: Vec<Part>, config: &Config, tokens: usize) -> Lane {
-        let text = config.text();
-        Lane { context, own: Stretch::with_capacity(text.layers, text.heads, tokens) }
-    }
+    own: Stretch,
 }
 
 /// The whole model over borrowed weights.
-pub struct Inference<'a> {
-    /// The configuration.
-    pub config: &'a Config,
+pub struct Host<'a> {
+    config: &'a Config,
     text: &'a TextConfig,
     vision: Tower<&'a [f32]>,
     rope: TextRope,
@@ -69,12 +83,12 @@ struct Buffers {
     update: Vec<f32>,
 }
 
-impl<'a> Inference<'a> {
+impl<'a> Host<'a> {
     /// The model over lent weights; `threads` is the size of the pool that calls run in.
     ///
     /// # Errors
     /// When a weight is missing.
-    pub fn new(config: &'a Config, weights: &Slices<'a>, threads: usize) -> Result<Inference<'a>> {
+    pub fn new(config: &'a Config, weights: &Slices<'a>, threads: usize) -> Result<Host<'a>> {
         let text = config.text();
         let width = text.hidden_size;
         let layer = |index: usize| {
@@ -92,7 +106,7 @@ impl<'a> Inference<'a> {
             })
         };
         let embed = weights.get("model.embed_tokens.weight")?;
-        Ok(Inference {
+        Ok(Host {
             config,
             text,
             vision: Tower::new(config, &|name| weights.get(name))?,
@@ -105,79 +119,11 @@ impl<'a> Inference<'a> {
         })
     }
 
-    /// Tokens `[tokens, hidden]` of pictures, one picture after another.
-    ///
-    /// # Errors
-    /// When a picture does not fit the model.
-    pub fn encode(&self, images: &[&Patches]) -> Result<Vec<f32>> {
-        Ok(self.vision.forward(&Plain::new(self.threads), images)?.values)
-    }
-
-    /// Embedded rows of `ids`; image tokens take the rows of `images` in order.
-    ///
-    /// # Errors
-    /// When a token is outside the vocabulary, or image tokens and image rows differ in number.
-    pub fn embed(&self, ids: &[u32], images: &[f32], rows: &mut Vec<f32>) -> Result<()> {
-        let width = self.text.hidden_size;
-        let mut images = images.chunks_exact(width);
-        for &id in ids {
-            let row = if id == self.config.image_token_id() {
-                images.next().ok_or_else(|| ModelError::Prompt("more image tokens than picture rows".into()))?
-            } else {
-                self.table_row(id)?
-            };
-            rows.extend_from_slice(row);
-        }
-        if images.next().is_some() {
-            return Err(ModelError::Prompt("more picture rows than image tokens".into()));
-        }
-        Ok(())
-    }
-
-    /// Embedded rows of text tokens behind a prompt; no picture is looked for.
-    ///
-    /// # Errors
-    /// When a token is outside the vocabulary.
-    pub fn embed_text(&self, ids: &[u32], rows: &mut Vec<f32>) -> Result<()> {
-        for &id in ids {
-            rows.extend_from_slice(self.table_row(id)?);
-        }
-        Ok(())
-    }
-
     fn table_row(&self, id: u32) -> Result<&'a [f32]> {
         let width = self.text.hidden_size;
         self.embed
             .get(id as usize * width..(id as usize + 1) * width)
             .ok_or_else(|| ModelError::Prompt(format!("token {id} is outside the vocabulary")))
-    }
-
-    /// Hidden rows, after the final norm, of new tokens; `counts[i]` rows of `x` and of `positions` belong to `lanes[i]`, which
-    /// keep their keys and values.
-    pub fn extend(&self, lanes: &mut [Lane], counts: &[usize], mut x: Vec<f32>, positions: &[Vec<u32>; 3]) -> Vec<f32> {
-        let width = self.text.hidden_size;
-        let eps = self.text.rms_norm_eps as f32;
-        let angles = self.rope.angles(positions);
-        let places = places(counts);
-        let mut buffers = Buffers::default();
-        for (index, layer) in self.layers.iter().enumerate() {
-            self.attention(layer, index, lanes, &places, &angles, &x, &mut buffers);
-            add(&mut x, &buffers.update);
-            buffers.normed.resize(x.len(), 0.0);
-            rms_norm(&x, layer.norm2, eps, &mut buffers.normed);
-            linear(&buffers.normed, layer.gate_up, &mut buffers.wide, self.threads);
-            buffers.gated.resize(buffers.wide.len() / 2, 0.0);
-            swiglu(&buffers.wide, self.text.intermediate_size, &mut buffers.gated);
-            linear(&buffers.gated, layer.down, &mut buffers.update, self.threads);
-            add(&mut x, &buffers.update);
-        }
-        for (lane, count) in lanes.iter_mut().zip(counts) {
-            lane.own.advance(*count);
-        }
-        let mut hidden = vec![0.0; x.len()];
-        rms_norm(&x, self.norm, eps, &mut hidden);
-        debug_assert_eq!(hidden.len(), places.len() * width);
-        hidden
     }
 
     /// Norm, projection, rotation, cache and attention of one layer; the update is left in `buffers.update`.
@@ -226,10 +172,140 @@ impl<'a> Inference<'a> {
         linear(&buffers.seen, layer.out, &mut buffers.update, self.threads);
     }
 
-    /// Logits `[rows, V]` of hidden rows.
-    pub fn logits(&self, hidden: &[f32], out: &mut Vec<f32>) {
+    fn head_rows(&self, hidden: &[f32], out: &mut Vec<f32>) {
         let head = Matrix { weight: self.head, bias: None, width: self.text.hidden_size };
         linear(hidden, head, out, self.threads);
+    }
+}
+
+impl Engine for Host<'_> {
+    type Rows = Vec<f32>;
+    type Stretch = Stretch;
+    type Lanes = Vec<Lane>;
+
+    fn config(&self) -> &Config {
+        self.config
+    }
+
+    fn token_bytes(&self) -> usize {
+        let heads = self.text.heads;
+        2 * self.text.layers * heads.kv_heads * heads.head_dim * size_of::<f32>()
+    }
+
+    fn room(&self) -> usize {
+        ROOM
+    }
+
+    fn encode(&self, images: &[&Patches]) -> Result<Vec<Vec<f32>>> {
+        let width = self.text.hidden_size;
+        let rows = self.vision.forward(&Plain::new(self.threads), images)?.values;
+        let mut start = 0;
+        let own = images.iter().map(|image| {
+            let size = image.tokens * width;
+            start += size;
+            rows[start - size..start].to_vec()
+        });
+        Ok(own.collect())
+    }
+
+    fn embed(&self, ids: &[u32], images: &[Arc<Vec<f32>>]) -> Result<Vec<f32>> {
+        let width = self.text.hidden_size;
+        let mut images = images.iter().flat_map(|rows| rows.chunks_exact(width));
+        let mut rows = Vec::with_capacity(ids.len() * width);
+        for &id in ids {
+            let row = if id == self.config.image_token_id() {
+                images.next().ok_or_else(|| ModelError::Prompt("more image tokens than picture rows".into()))?
+            } else {
+                self.table_row(id)?
+            };
+            rows.extend_from_slice(row);
+        }
+        if images.next().is_some() {
+            return Err(ModelError::Prompt("more picture rows than image tokens".into()));
+        }
+        Ok(rows)
+    }
+
+    fn embed_text(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        let mut rows = Vec::with_capacity(ids.len() * self.text.hidden_size);
+        for &id in ids {
+            rows.extend_from_slice(self.table_row(id)?);
+        }
+        Ok(rows)
+    }
+
+    fn join(&self, lanes: &mut Vec<Lane>, more: Vec<Joining<Stretch>>) -> Result<()> {
+        lanes.extend(more.into_iter().map(|Joining { context, room }| {
+            let own = Stretch::with_capacity(self.text.layers, self.text.heads, room);
+            Lane { context, own }
+        }));
+        Ok(())
+    }
+
+    fn extend(
+        &self,
+        lanes: &mut Vec<Lane>,
+        counts: &[usize],
+        mut x: Vec<f32>,
+        positions: &[Vec<u32>; 3],
+    ) -> Result<Vec<f32>> {
+        let width = self.text.hidden_size;
+        let eps = self.text.rms_norm_eps as f32;
+        let angles = self.rope.angles(positions);
+        let places = places(counts);
+        let mut buffers = Buffers::default();
+        for (index, layer) in self.layers.iter().enumerate() {
+            self.attention(layer, index, lanes, &places, &angles, &x, &mut buffers);
+            add(&mut x, &buffers.update);
+            buffers.normed.resize(x.len(), 0.0);
+            rms_norm(&x, layer.norm2, eps, &mut buffers.normed);
+            linear(&buffers.normed, layer.gate_up, &mut buffers.wide, self.threads);
+            buffers.gated.resize(buffers.wide.len() / 2, 0.0);
+            swiglu(&buffers.wide, self.text.intermediate_size, &mut buffers.gated);
+            linear(&buffers.gated, layer.down, &mut buffers.update, self.threads);
+            add(&mut x, &buffers.update);
+        }
+        for (lane, count) in lanes.iter_mut().zip(counts) {
+            lane.own.advance(*count);
+        }
+        let mut hidden = vec![0.0; x.len()];
+        rms_norm(&x, self.norm, eps, &mut hidden);
+        debug_assert_eq!(hidden.len(), places.len() * width);
+        Ok(hidden)
+    }
+
+    fn stay(&self, lanes: &mut Vec<Lane>, stays: &[bool]) -> Result<()> {
+        let mut stays = stays.iter();
+        lanes.retain(|_| stays.next() == Some(&true));
+        Ok(())
+    }
+
+    fn stretches(&self, lanes: Vec<Lane>) -> Result<Vec<Stretch>> {
+        Ok(lanes.into_iter().map(|lane| lane.own).collect())
+    }
+
+    fn pick(&self, parts: &[&Vec<f32>], rows: &[usize]) -> Result<Vec<f32>> {
+        let width = self.text.hidden_size;
+        let all: Vec<&[f32]> = parts.iter().flat_map(|part| part.chunks_exact(width)).collect();
+        Ok(rows.iter().flat_map(|row| all[*row]).copied().collect())
+    }
+
+    fn logits(&self, hidden: &Vec<f32>) -> Result<Vec<f32>> {
+        let mut logits = Vec::new();
+        self.head_rows(hidden, &mut logits);
+        Ok(logits)
+    }
+
+    fn log_probabilities(&self, hidden: &Vec<f32>, ids: &[u32]) -> Result<Vec<f64>> {
+        let (width, mut logits, mut found) = (self.text.hidden_size, Vec::new(), Vec::with_capacity(ids.len()));
+        for (rows, ids) in hidden.chunks(LOGITS_AT_ONCE * width).zip(ids.chunks(LOGITS_AT_ONCE)) {
+            self.head_rows(rows, &mut logits);
+            let vocabulary = logits.len() / ids.len();
+            for (row, &id) in logits.chunks_exact(vocabulary).zip(ids) {
+                found.push(f64::from(row[id as usize]) - log_sum_exp(row));
+            }
+        }
+        Ok(found)
     }
 }
 
