@@ -21,7 +21,6 @@ pub const FOLDER: &str = "adapter";
 /// A map of the language model's layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[expect(clippy::enum_variant_names, reason = "these are the names that checkpoints use")]
 pub enum Target {
     /// Queries of the attention.
     QProj,

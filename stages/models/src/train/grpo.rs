@@ -141,7 +141,7 @@ pub fn train(
 ) -> Result<Vec<(GrpoStep, Vec<Sample>)>> {
     check(tasks, config)?;
     let reference = if config.objective.beta > 0.0 { Some(reference(vlm)?) } else { None };
-    let mut pictures = Pictures { policy: ImageCache::default(), reference: ImageCache::default() };
+    let mut pictures = ImageCache::default();
     let mut step = |session: &mut Session<'_>, step: usize| {
         let drawn = places(config.steps.seed, tasks.len(), config.prompts, step);
         let mut groups = draw(vlm, tasks, config, reward, &drawn, step)?;
@@ -277,12 +277,6 @@ fn settle(groups: &mut [Group], config: &GrpoConfig) -> Vec<bool> {
     dead
 }
 
-/// Encoded pictures under the policy's and the reference's tower.
-struct Pictures {
-    policy: ImageCache,
-    reference: ImageCache,
-}
-
 /// What an update reports.
 #[derive(Debug, Clone, Copy, Default)]
 struct Updated {
@@ -296,7 +290,8 @@ struct Learner<'s, 'a> {
     config: &'s GrpoConfig,
     tasks: &'s [Task],
     reference: Option<&'s Model>,
-    pictures: &'s mut Pictures,
+    /// Encoded pictures under the tower that stays as it is: everybody's where it is frozen, else the reference's.
+    pictures: &'s mut ImageCache,
 }
 
 /// The packed batch of a step with what the objective must know.
@@ -357,7 +352,7 @@ impl Learner<'_, '_> {
             }
             let prompt = &self.tasks[group.task].prompt;
             let embeds = match self.config.steps.freeze_vision {
-                true => self.pictures.policy.embeds(self.session.vlm.model(), group.task, prompt)?,
+                true => self.pictures.embeds(self.session.vlm.model(), group.task, prompt)?,
                 false => None,
             };
             let ids: Vec<&[u32]> = members.iter().map(|member| member.ids.as_slice()).collect();
@@ -376,19 +371,28 @@ impl Learner<'_, '_> {
         }
         let (packed, embeds) = batch.pack(self.session.vlm.device())?;
         let (rows, targets) = join_spans(spans);
-        tokens.reference = self.judge(&packed, &places, &rows, &targets)?;
+        tokens.reference = self.judge(&packed, embeds.as_ref(), &places, &rows, &targets)?;
         Ok(Some(Lesson { packed, embeds, rows, targets, tokens }))
     }
 
-    /// Log-probabilities of the batch's responses under the reference.
-    fn judge(&mut self, packed: &Packed, tasks: &[usize], rows: &[u32], targets: &[u32]) -> Result<Option<Vec<f32>>> {
+    /// Log-probabilities of the batch's responses under the reference. `embeds` are its pictures under a frozen tower, which is
+    /// the reference's, too.
+    fn judge(
+        &mut self,
+        packed: &Packed,
+        embeds: Option<&Tensor>,
+        tasks: &[usize],
+        rows: &[u32],
+        targets: &[u32],
+    ) -> Result<Option<Vec<f32>>> {
         let Some(reference) = self.reference else { return Ok(None) };
-        let mut embeds = Vec::new();
-        for &task in tasks {
-            embeds.extend(self.pictures.reference.embeds(reference, task, &self.tasks[task].prompt)?);
+        let mut own = Vec::new();
+        for &task in tasks.iter().filter(|_| embeds.is_none()) {
+            own.extend(self.pictures.embeds(reference, task, &self.tasks[task].prompt)?);
         }
-        let embeds = if embeds.is_empty() { None } else { Some(Tensor::cat(&embeds, 0)?) };
-        let hidden = reference.forward(packed, embeds.as_ref())?;
+        let own = if own.is_empty() { None } else { Some(Tensor::cat(&own, 0)?) };
+        let embeds = embeds.or(own.as_ref());
+        let hidden = reference.forward(packed, embeds)?;
         Ok(Some(values(&logprobs(&hidden, reference.head(), rows, targets)?)?))
     }
 }
