@@ -1,5 +1,6 @@
 //! `mpcc model` from outside, on tiny models that are committed with what PyTorch computed with them.
 
+mod company;
 mod hub;
 mod hub_server;
 mod devices;

@@ -16,19 +16,25 @@ use crate::cli::python::python_with;
 const TOKEN: &str = "a-token-for-tests";
 
 /// A served tiny model, gone with its value.
-struct Served {
+pub(super) struct Served {
     bench: Bench,
     child: Child,
-    port: u16,
+    /// The port at the loopback.
+    pub(super) port: u16,
 }
 
 impl Served {
-    fn start(dir: &str) -> Self {
+    pub(super) fn start(dir: &str) -> Self {
+        Self::start_with(dir, &[])
+    }
+
+    /// Starts with further options.
+    pub(super) fn start_with(dir: &str, more: &[&str]) -> Self {
         let mut bench = Bench::new("");
         bench.variables.push(("TOKEN".into(), TOKEN.into()));
         let words = ["serve", dir, "--port", "0", "--name", "tiny", "--token-env", "TOKEN", "--json"];
         let mut command = bench.command("model");
-        let mut child = command.args(words).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut child = command.args(words).args(more).stdout(std::process::Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let told: Value = serde_json::from_str(&line).unwrap();
@@ -64,7 +70,8 @@ impl Served {
         (status, if chunked { unchunked(body) } else { body.to_owned() })
     }
 
-    fn chat(&self, body: &Value) -> (u16, Value) {
+    /// A request's status and answer.
+    pub(super) fn chat(&self, body: &Value) -> (u16, Value) {
         let (status, body) = self.send("POST /v1/chat/completions", &headers(), body.to_string().as_bytes());
         (status, serde_json::from_str(&body).unwrap_or_else(|_| panic!("no JSON: {body}")))
     }
@@ -85,11 +92,13 @@ impl Drop for Served {
     }
 }
 
-fn headers() -> String {
+/// Those of every request.
+pub(super) fn headers() -> String {
     format!("host: localhost\r\ncontent-type: application/json\r\nauthorization: Bearer {TOKEN}\r\n")
 }
 
-fn unchunked(mut body: &str) -> String {
+/// A body whose chunks are joined.
+pub(super) fn unchunked(mut body: &str) -> String {
     let mut whole = String::new();
     while let Some((size, rest)) = body.split_once("\r\n") {
         let size = usize::from_str_radix(size, 16).unwrap();
@@ -104,13 +113,14 @@ fn image_url(bytes: &[u8]) -> Value {
 }
 
 /// A question about pictures.
-fn question(pictures: &[&str]) -> Value {
+pub(super) fn question(pictures: &[&str]) -> Value {
     let mut parts: Vec<Value> = pictures.iter().map(|name| image_url(&std::fs::read(picture(name)).unwrap())).collect();
     parts.push(json!({"type": "text", "text": "What is this?"}));
     json!({"model": "tiny", "messages": [{"role": "user", "content": parts}], "max_tokens": 16, "temperature": 0})
 }
 
-fn with(mut body: Value, more: Value) -> Value {
+/// A body with further fields.
+pub(super) fn with(mut body: Value, more: Value) -> Value {
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     body
 }

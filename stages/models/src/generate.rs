@@ -3,15 +3,17 @@
 //! A request is one prompt and any number of seeds; the prompt and its pictures are encoded once, and every sample's rows attend to that
 //! one copy behind which only their own tail is stored. Prompts that begin alike (one picture, many questions) share that beginning
 //! too, within a call and between calls ([`crate::vlm::prefix`]). Rows of all requests decode together; a row that ends leaves the batch,
-//! and waiting requests take the room. On the processor, what a row answers depends on its prompt, sampling and seed alone, never on its
-//! batch, because every kernel's result for a row does not (see [`crate::kernel`]) and each row has its own random stream. On
-//! tensors the same holds but for rounding ([`crate::vlm::infer`]).
+//! and waiting requests take the room, those too that come while others are in work ([`Vlm::generate_from`]). On the processor, what a
+//! row answers depends on its prompt, sampling and seed alone, never on its batch, because every kernel's result for a row does not
+//! (see [`crate::kernel`]) and each row has its own random stream. On tensors the same holds but for rounding
+//! ([`crate::vlm::infer`]).
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::error::{ModelError, Result};
 use crate::sample::Sampler;
+use crate::source::{Requests, Source};
 use crate::vlm::infer::{Engine, Joining, PrefixesOf, Work};
 use crate::vlm::prefill::{Prefilled, prefill};
 use crate::vlm::{Prompt, Vlm};
@@ -91,7 +93,23 @@ impl Vlm {
         for request in requests {
             request.sampling.check()?;
         }
-        self.with_engine(Answering { vlm: self, requests, watch, done })
+        let mut rest = requests.iter().cloned();
+        self.generate_from(&mut || rest.next(), watch, done)
+    }
+
+    /// [`Vlm::generate_watched`] with requests that may come while others are in work. Between two steps `source` is asked for more, as
+    /// long as there is room; what it gives joins the rows that decode. Requests are told by their number: the first that comes is 0.
+    /// Ends when nothing is in work and nothing comes. What a request answers does not depend on when it came.
+    ///
+    /// # Errors
+    /// As [`Vlm::generate`]; whatever is in work then has no answer.
+    pub fn generate_from(
+        &self,
+        source: &mut dyn FnMut() -> Option<GenerateRequest>,
+        watch: &mut dyn Watch,
+        done: &mut dyn FnMut(usize, Vec<Completion>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.with_engine(Answering { vlm: self, source, watch, done })
     }
 
     /// Answers one request.
@@ -126,7 +144,7 @@ struct Open {
 /// Requests to answer on whichever engine.
 struct Answering<'a> {
     vlm: &'a Vlm,
-    requests: &'a [GenerateRequest],
+    source: &'a mut Source<'a>,
     watch: &'a mut dyn Watch,
     done: &'a mut Done<'a>,
 }
@@ -135,8 +153,9 @@ impl Work for Answering<'_> {
     type Out = ();
 
     fn run<E: Engine>(self, engine: &E, prefixes: &PrefixesOf<E>) -> Result<()> {
-        let Answering { vlm, requests, watch, done } = self;
+        let Answering { vlm, source, watch, done } = self;
         let (rows, lanes, open) = (vec![], E::Lanes::default(), vec![]);
+        let requests = Requests::new(source);
         Batch { vlm, engine, prefixes, requests, watch, rows, lanes, open, next: 0, cost: 0 }.run(done)
     }
 }
@@ -145,7 +164,7 @@ struct Batch<'a, E: Engine> {
     vlm: &'a Vlm,
     engine: &'a E,
     prefixes: &'a PrefixesOf<E>,
-    requests: &'a [GenerateRequest],
+    requests: Requests<'a>,
     watch: &'a mut dyn Watch,
     rows: Vec<Row>,
     /// One a row.
@@ -160,28 +179,33 @@ type Done<'d> = dyn FnMut(usize, Vec<Completion>) -> ControlFlow<()> + 'd;
 impl<E: Engine> Batch<'_, E> {
     fn run(mut self, done: &mut Done<'_>) -> Result<()> {
         loop {
-            let admitted = self.admit();
+            let admitted = self.admit()?;
             if !admitted.is_empty() {
                 self.start(&admitted)?;
+                if self.report(done).is_break() {
+                    return Ok(());
+                }
             } else if self.rows.is_empty() {
                 return Ok(());
-            } else {
-                self.step()?;
             }
-            if self.report(done).is_break() {
-                return Ok(());
+            // Whoever joins does not keep the others from their next token, however many come.
+            if !self.rows.is_empty() {
+                self.step()?;
+                if self.report(done).is_break() {
+                    return Ok(());
+                }
             }
         }
     }
 
     /// The next requests for which there is room.
-    fn admit(&mut self) -> Vec<usize> {
+    fn admit(&mut self) -> Result<Vec<usize>> {
         let mut admitted = Vec::new();
         let mut rows = self.rows.len();
         if rows > MAX_ROWS * 3 / 4 {
-            return admitted;
+            return Ok(admitted);
         }
-        while let Some(request) = self.requests.get(self.next) {
+        while let Some(request) = self.requests.next(self.next)? {
             let cost = cache_bytes(self.engine, request);
             let first = rows == 0 && admitted.is_empty();
             if !first && (rows + request.seeds.len() > MAX_ROWS || self.cost + cost > self.engine.room()) {
@@ -192,7 +216,7 @@ impl<E: Engine> Batch<'_, E> {
             self.cost += cost;
             self.next += 1;
         }
-        admitted
+        Ok(admitted)
     }
 
     /// Prefills requests and draws the first token of each sample.
@@ -222,7 +246,7 @@ impl<E: Engine> Batch<'_, E> {
         logits: &[f32],
         joining: &mut Vec<Joining<E::Stretch>>,
     ) -> Result<()> {
-        let request = &self.requests[index];
+        let request = self.requests[index].clone();
         let limit = request.sampling.max_new_tokens;
         self.open.push(Open { request: index, completions: vec![None; request.seeds.len()] });
         for (sample, &seed) in request.seeds.iter().enumerate() {
@@ -301,6 +325,7 @@ impl<E: Engine> Batch<'_, E> {
             }
             let open = self.open.remove(index);
             self.cost -= cache_bytes(self.engine, &self.requests[open.request]);
+            self.requests.forget(open.request);
             done(open.request, open.completions.into_iter().flatten().collect())?;
         }
         ControlFlow::Continue(())

@@ -27,6 +27,7 @@ pub mod ops;
 pub mod parity;
 pub mod sample;
 pub mod score;
+mod source;
 pub mod survey;
 pub mod tokenizer;
 pub mod train;

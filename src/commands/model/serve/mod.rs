@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`guard`] | who may ask: the Host header, the bearer token |
 //! | [`request`] | the body as sent, to what the model is asked; everything else is refused with what to do |
-//! | [`queue`] | one thread that answers; what waits meanwhile is answered together next |
+//! | [`queue`] | one thread that answers; what comes meanwhile joins what is in work |
 //! | [`stops`] | stop strings in a text that grows |
 //! | [`reply`] | answers and errors as OpenAI writes them, whole or as server-sent events |
 //!

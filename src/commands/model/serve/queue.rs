@@ -1,7 +1,14 @@
-//! One thread that answers. Requests that come while it works wait, and are answered together when it is free: what an answer is
-//! does not depend on its company.
+//! One thread that answers. A request that comes while others are in work joins them between two tokens: what an answer is does not
+//! depend on its company.
+//!
+//! | a request | where |
+//! |---|---|
+//! | waits | in the channel, at most `--queue` of them; one more is told to come back |
+//! | is in work | in [`InWork`], at most [`TOGETHER`] of them, under the number by which the model tells it |
+//! | has ended, or its client has gone | nowhere: its rows are free for the next |
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,7 +24,7 @@ use super::reply::Refusal;
 use super::stops::Stops;
 use crate::report::Failure;
 
-/// Requests that are answered together at most.
+/// Requests in work at once at most.
 const TOGETHER: usize = 32;
 
 /// A request, ready for the model.
@@ -81,20 +88,45 @@ impl Queue {
 
 fn work(vlm: &Vlm, stopping: &AtomicBool, jobs: &Receiver<Job>) {
     while let Ok(first) = jobs.recv() {
-        let mut batch = vec![first];
-        batch.extend(jobs.try_iter().take(TOGETHER - 1));
-        // Whoever has gone away needs no answer.
-        batch.retain(|job| !job.events.is_closed());
-        let ended = match stopping.load(Ordering::SeqCst) {
-            true => Err(Refusal::stopping()),
-            false => catch_unwind(AssertUnwindSafe(|| answer(vlm, stopping, &batch)))
-                .unwrap_or_else(|_| Err(Refusal::internal("the model broke on this request or one beside it"))),
-        };
+        if stopping.load(Ordering::SeqCst) {
+            let _ = first.events.send(Event::Failed(Refusal::stopping()));
+            continue;
+        }
+        let in_work = RefCell::new(InWork::default());
+        let ended = catch_unwind(AssertUnwindSafe(|| answer(vlm, stopping, first, jobs, &in_work)))
+            .unwrap_or_else(|_| Err(Refusal::internal("the model broke on this request or one beside it")));
+        // Those that have ended hear nothing of this any more.
+        let left = in_work.into_inner().requests;
         if let Err(refusal) = ended {
-            for job in &batch {
-                let _ = job.events.send(Event::Failed(refusal.clone()));
+            for request in left.values() {
+                let _ = request.events.send(Event::Failed(refusal.clone()));
             }
         }
+    }
+}
+
+/// Requests that the model has, by number.
+#[derive(Default)]
+struct InWork {
+    requests: BTreeMap<usize, Growth>,
+    /// Requests so far.
+    count: usize,
+}
+
+/// A request in work: where its events go, and its choices.
+struct Growth {
+    events: UnboundedSender<Event>,
+    choices: Vec<Choice>,
+}
+
+impl InWork {
+    /// Takes up a request under the next number.
+    fn take_up(&mut self, Job { prepared, events }: Job) -> GenerateRequest {
+        let Prepared { prompt, sampling, seeds, stops } = prepared;
+        let choice = |_: &u64| Choice { stops: Stops::new(stops.clone()), ..Choice::default() };
+        self.requests.insert(self.count, Growth { events, choices: seeds.iter().map(choice).collect() });
+        self.count += 1;
+        GenerateRequest { prompt, sampling, seeds }
     }
 }
 
@@ -106,24 +138,26 @@ struct Choice {
     stopped: bool,
 }
 
-/// Choices of every request of a batch.
+/// Sees every token of what is in work.
 struct Watcher<'a> {
     vlm: &'a Vlm,
     stopping: &'a AtomicBool,
-    batch: &'a [Job],
-    choices: &'a RefCell<Vec<Vec<Choice>>>,
+    in_work: &'a RefCell<InWork>,
 }
 
 impl Watch for Watcher<'_> {
     fn token(&mut self, request: usize, sample: usize, id: u32) -> ControlFlow<()> {
-        let events = &self.batch[request].events;
+        let mut in_work = self.in_work.borrow_mut();
+        let Some(Growth { events, choices }) = in_work.requests.get_mut(&request) else {
+            return ControlFlow::Break(());
+        };
         if self.stopping.load(Ordering::Relaxed) || events.is_closed() {
             return ControlFlow::Break(());
         }
         if self.vlm.eos().contains(&id) {
             return ControlFlow::Continue(());
         }
-        let choice = &mut self.choices.borrow_mut()[request][sample];
+        let choice = &mut choices[sample];
         // What cannot be decoded yet comes with the whole text at the end.
         let text = choice.growing.push(self.vlm, id).unwrap_or_default();
         choice.give(&text, sample, events);
@@ -157,32 +191,36 @@ impl Choice {
     }
 }
 
-fn answer(vlm: &Vlm, stopping: &AtomicBool, batch: &[Job]) -> Result<(), Refusal> {
-    let requests: Vec<GenerateRequest> = batch
-        .iter()
-        .map(|Job { prepared, .. }| GenerateRequest {
-            prompt: prepared.prompt.clone(),
-            sampling: prepared.sampling,
-            seeds: prepared.seeds.clone(),
-        })
-        .collect();
-    let choices = |Job { prepared, .. }: &Job| {
-        let choice = |_: &u64| Choice { stops: Stops::new(prepared.stops.clone()), ..Choice::default() };
-        prepared.seeds.iter().map(choice).collect::<Vec<_>>()
+/// Answers `first` and whatever comes before nothing is in work any more.
+fn answer(
+    vlm: &Vlm,
+    stopping: &AtomicBool,
+    first: Job,
+    jobs: &Receiver<Job>,
+    in_work: &RefCell<InWork>,
+) -> Result<(), Refusal> {
+    let mut first = Some(first);
+    let mut source = || {
+        let mut in_work = in_work.borrow_mut();
+        if stopping.load(Ordering::SeqCst) || in_work.requests.len() >= TOGETHER {
+            return None;
+        }
+        // Whoever has gone away needs no answer.
+        let mut next = std::iter::from_fn(|| first.take().or_else(|| jobs.try_recv().ok()));
+        next.find(|job| !job.events.is_closed()).map(|job| in_work.take_up(job))
     };
-    let choices = RefCell::new(batch.iter().map(choices).collect::<Vec<_>>());
-    let mut watcher = Watcher { vlm, stopping, batch, choices: &choices };
-    let generated = vlm.generate_watched(&requests, &mut watcher, &mut |request, completions| {
+    let mut watcher = Watcher { vlm, stopping, in_work };
+    let generated = vlm.generate_from(&mut source, &mut watcher, &mut |request, completions| {
         if stopping.load(Ordering::SeqCst) {
             return ControlFlow::Break(());
         }
-        let mut choices = choices.borrow_mut();
-        for (sample, completion) in completions.iter().enumerate() {
-            choices[request][sample].end(completion, sample, &batch[request].events);
+        if let Some(mut growth) = in_work.borrow_mut().requests.remove(&request) {
+            for ((sample, completion), choice) in completions.iter().enumerate().zip(&mut growth.choices) {
+                choice.end(completion, sample, &growth.events);
+            }
         }
         ControlFlow::Continue(())
     });
     generated.map_err(|error| Refusal::internal(&error.to_string()))?;
-    // Requests that have ended hear nothing of this any more.
     if stopping.load(Ordering::SeqCst) { Err(Refusal::stopping()) } else { Ok(()) }
 }
