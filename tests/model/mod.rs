@@ -1,9 +1,9 @@
 //! `mpcc model` from outside, on tiny models that are committed with what PyTorch computed with them.
 
 mod company;
+mod devices;
 mod hub;
 mod hub_server;
-mod devices;
 mod serve;
 
 use std::collections::BTreeMap;

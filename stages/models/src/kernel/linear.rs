@@ -1,8 +1,9 @@
 //! `y = x W^T + b` with one fixed order of summation.
 //!
-//! Rows are taken in blocks of two registers. A block is turned so that its rows lie across the lanes; then each weight is one
-//! broadcast that multiplies all rows of the block, and each output has one accumulator that runs over the input width. A few rows
-//! alone go another way to the same bits ([`super::few`]).
+//! Rows are taken in panels of two registers. A panel is turned so that its rows lie across the lanes; then each weight is one
+//! broadcast that multiplies all rows of the panel, and each output has one accumulator that runs over the input width. The weights of
+//! eight outputs pass a block of panels before the next, narrow ones widened once. A few rows alone go another way to the same bits
+//! ([`super::few`]).
 
 #![allow(
     unsafe_code,
@@ -21,6 +22,8 @@ const TILE: usize = 8;
 const DEEP: usize = 2;
 /// Values of a cache line.
 const LINE: usize = 16;
+/// Bytes of the panels that a block's rows make at most, so that they stay in the second cache while all weights pass them.
+const PANELS_BYTES: usize = 1 << 19;
 /// Multiply-adds below which threads cost more than they give.
 const WORTH_THREADS: usize = 1 << 20;
 
@@ -54,12 +57,14 @@ fn linear_at(level: Level, x: &[f32], matrix: Matrix<'_>, y: &mut Vec<f32>, thre
     assert_eq!(out * matrix.width, matrix.weight.len(), "whole weight rows");
     y.clear();
     y.resize(rows * out, 0.0);
-    let block = DEEP * lanes_of(level);
+    let panel = DEEP * lanes_of(level);
     let threads = if rows * matrix.weight.len() < WORTH_THREADS { 1 } else { threads };
     let work = |(x, y): (&[f32], &mut [f32])| run_block(level, x, matrix, y);
-    if threads > 1 && rows <= block {
+    if threads > 1 && rows <= panel {
         return split_outputs(level, x, matrix, y, threads);
     }
+    let most = PANELS_BYTES / (panel * matrix.width * size_of::<f32>());
+    let block = panel * most.clamp(1, rows.div_ceil(threads).div_ceil(panel).max(1));
     if threads > 1 {
         x.par_chunks(block * matrix.width).zip(y.par_chunks_mut(block * out)).for_each(work);
     } else {
@@ -125,7 +130,7 @@ fn block_avx2(x: &[f32], matrix: Matrix<'_>, y: &mut [f32]) {
     unsafe { block::<super::x86::Avx2>(x, matrix, y) }
 }
 
-/// Up to `DEEP * L::N` rows against all outputs.
+/// A block of rows against all outputs.
 #[inline(always)]
 unsafe fn block<L: Lanes>(x: &[f32], matrix: Matrix<'_>, y: &mut [f32]) {
     let rows = x.len() / matrix.width;
@@ -145,9 +150,12 @@ unsafe fn block<L: Lanes>(x: &[f32], matrix: Matrix<'_>, y: &mut [f32]) {
 unsafe fn rows_by_outputs<L: Lanes, const R: usize>(x: &[f32], matrix: Matrix<'_>, y: &mut [f32]) {
     let (rows, out, width) = (x.len() / matrix.width, matrix.out(), matrix.width);
     let span = R * L::N;
-    let mut panel = vec![0.0f32; width * span];
-    // SAFETY: `x` has `rows` rows of `width`, the panel `width` rows of `span >= rows`.
-    unsafe { turn::<L>(x, rows, width, width, &mut panel, span) };
+    let panel = width * span;
+    let mut panels = vec![0.0f32; rows.div_ceil(span) * panel];
+    for (x, panel) in x.chunks(span * width).zip(panels.chunks_exact_mut(panel)) {
+        // SAFETY: `x` has at most `span` rows of `width`, the panel `width` rows of `span`.
+        unsafe { turn::<L>(x, x.len() / width, width, width, panel, span) };
+    }
     let mut tile = [0.0f32; TILE * DEEP * 16];
     let mut widened = Vec::new();
     for first in (0..out).step_by(TILE) {
@@ -164,16 +172,18 @@ unsafe fn rows_by_outputs<L: Lanes, const R: usize>(x: &[f32], matrix: Matrix<'_
         if let Some(bias) = matrix.bias {
             start[..count].copy_from_slice(&bias[first..first + count]);
         }
-        // SAFETY: the tile's weights, the panel and the buffers have the lengths that the counts say.
-        unsafe {
-            if count == TILE {
-                multiply::<L, R, TILE>(weight, &panel, width, &start, &mut tile);
-            } else {
-                for (j, row) in weight.chunks_exact(width).enumerate() {
-                    multiply::<L, R, 1>(row, &panel, width, &start[j..], &mut tile[j * span..]);
+        for (panel, y) in panels.chunks_exact(panel).zip(y.chunks_mut(span * out)) {
+            // SAFETY: the tile's weights, the panel and the buffers have the lengths that the counts say.
+            unsafe {
+                if count == TILE {
+                    multiply::<L, R, TILE>(weight, panel, width, &start, &mut tile);
+                } else {
+                    for (j, row) in weight.chunks_exact(width).enumerate() {
+                        multiply::<L, R, 1>(row, panel, width, &start[j..], &mut tile[j * span..]);
+                    }
                 }
+                turn::<L>(&tile, count, span, y.len() / out, &mut y[first..], out);
             }
-            turn::<L>(&tile, count, span, rows, &mut y[first..], out);
         }
     }
 }

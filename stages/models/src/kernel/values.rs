@@ -14,6 +14,8 @@
 use candle_core::{CpuStorage, Layout, Result};
 use half::bf16;
 
+use super::lanes::Value;
+
 /// Outputs of a group of an eight-bit matrix.
 pub(crate) const GROUP: usize = 16;
 /// Columns of a block of an eight-bit matrix: values that share a scale.
@@ -94,7 +96,7 @@ impl<'a> Values<'a> {
         match self {
             Values::F32(values) => to.copy_from_slice(&values[first * width..][..to.len()]),
             Values::Bf16(values) => {
-                to.iter_mut().zip(&values[first * width..]).for_each(|(to, value)| *to = value.to_f32());
+                to.iter_mut().zip(&values[first * width..]).for_each(|(to, value)| *to = value.widen());
             }
             Values::Q8(packed) => {
                 for (row, to) in to.chunks_exact_mut(width).enumerate() {
