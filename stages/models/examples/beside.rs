@@ -35,7 +35,8 @@ fn main() {
     let vlm = Vlm::load(Path::new(model), &LoadOptions { kept_bytes: 0, ..keeping }).expect("a model directory");
     let picture = mpcc_models::image::decode(&std::fs::read(picture).expect("a picture")).expect("a picture");
     let prompt = ask(&vlm, &picture, "Detect every bus in the image.");
-    let preprocessing = least(times, || drop(vlm.assets().processor.process(&picture).expect("a processed picture")));
+    let process = || drop(vlm.assets().processor.process(&picture).expect("a processed picture"));
+    let preprocessing = vlm.pool().install(|| least(times, process));
     let prefill = least(times, || drop(generate(&vlm, &[request(&prompt, 1, 1)])));
     drop(vlm);
     let vlm = Vlm::load(Path::new(model), &keeping).expect("a model directory");
