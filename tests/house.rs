@@ -88,7 +88,7 @@ fn models_are_shown_items_only_through_the_mask() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let code = code(&text);
         let opens = code.contains(".open_rgb(") || code.contains(".image_bytes(");
-        let allowed = ["dataset.rs", "mask.rs", "responder.rs", "contact.rs", "validate.rs", "coco.rs", "lessons.rs"];
+        let allowed = ["dataset.rs", "mask.rs", "request.rs", "contact.rs", "validate.rs", "coco.rs", "lessons.rs"];
         assert!(!opens || allowed.contains(&name.as_str()), "{} opens pictures without a mask", path.display());
     }
 }

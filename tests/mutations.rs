@@ -12,9 +12,15 @@ use crate::cli::bench::root;
 fn damage_in_a_shipped_pipeline_is_reported_there_with_what_was_meant() {
     let registry = mpcc_stages::registry();
     let mut total = 0;
-    for name in
-        ["smoke.yaml", "full.yaml", "coco.yaml", "examples/kinds.yaml", "examples/records.yaml", "examples/shell.yaml"]
-    {
+    for name in [
+        "smoke.yaml",
+        "full.yaml",
+        "coco.yaml",
+        "examples/kinds.yaml",
+        "examples/lora.yaml",
+        "examples/records.yaml",
+        "examples/shell.yaml",
+    ] {
         let file = root().join("pipelines").join(name);
         let text = std::fs::read_to_string(&file).unwrap();
         // Without a model and a curation half of coco.yaml is switched off, and nobody looks at what is.

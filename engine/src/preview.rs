@@ -125,7 +125,7 @@ pub fn preview(plan: &Plan, store: &Store, look: Look<'_>) -> Result<Vec<Preview
 /// # Errors
 /// The store cannot be read.
 pub fn why(plan: &Plan, store: &Store, node: NodeId, numerics: Numerics) -> Result<Why, StoreError> {
-    let nodes = crate::run::with_above(plan, [node].into());
+    let nodes = plan.above([node].into());
     let mut previews = Looker::new(plan, store, &BTreeSet::new(), numerics).look_at_all(&nodes)?;
     let preview = previews.remove(&node).expect("it was looked at");
     let (mut changes, mut above) = (Vec::new(), Vec::new());
@@ -210,7 +210,7 @@ impl<'a> Looker<'a> {
     }
 
     fn look_at_all(&mut self, nodes: &BTreeSet<NodeId>) -> Result<BTreeMap<NodeId, Preview>, StoreError> {
-        let nodes = crate::run::with_above(self.plan, nodes.clone());
+        let nodes = self.plan.above(nodes.clone());
         nodes.into_iter().map(|id| Ok((id, self.look_at(id)?))).collect()
     }
 

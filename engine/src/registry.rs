@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::port::Signature;
 use crate::resources::Resources;
-use crate::stage::{Context, ParamError, Stage, StageError};
+use crate::stage::{Context, ParamError, Provider, Stage, StageError};
 
 /// A stage whose parameters are parsed and checked.
 pub trait BoundStage: Send + Sync {
@@ -15,6 +15,8 @@ pub trait BoundStage: Send + Sync {
     fn params(&self) -> Value;
     /// See [`Stage::check`].
     fn check(&self) -> Result<(), ParamError>;
+    /// See [`Stage::check_model`].
+    fn check_model(&self, port: &str, provider: Provider) -> Result<(), String>;
     /// See [`Stage::resources`].
     fn resources(&self) -> Resources;
     /// See [`Stage::run`].
@@ -30,6 +32,10 @@ impl<S: Stage> BoundStage for Typed<S> {
 
     fn check(&self) -> Result<(), ParamError> {
         self.0.check()
+    }
+
+    fn check_model(&self, port: &str, provider: Provider) -> Result<(), String> {
+        self.0.check_model(port, provider)
     }
 
     fn resources(&self) -> Resources {

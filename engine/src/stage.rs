@@ -36,6 +36,13 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
         Ok(())
     }
 
+    /// Checks, when the pipeline is planned, whether a model that feeds input `port` can do what is asked of it, by who answers for it;
+    /// if not, says what it lacks and what to write instead.
+    fn check_model(&self, port: &str, provider: Provider) -> Result<(), String> {
+        let _ = (port, provider);
+        Ok(())
+    }
+
     /// Resources when the pipeline states none.
     fn resources(&self) -> Resources {
         Resources::default()
@@ -48,7 +55,7 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
 /// A parameter value that parses but makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParamError {
-    /// The parameter's name.
+    /// The parameter's name; dots lead into a map (`lora.rank`).
     pub param: String,
     /// What is wrong and what to write instead.
     pub message: String,
@@ -124,6 +131,17 @@ pub enum Provider {
     Openai,
     /// Recorded answers.
     Replay,
+}
+
+impl Provider {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Openai => "openai",
+            Self::Replay => "replay",
+        }
+    }
 }
 
 /// A model bound to a `model` port.

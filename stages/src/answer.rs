@@ -6,7 +6,7 @@
 //! Questions of one item that share their prompt share the thought: it is generated once.
 
 use mpcc_engine::port::{PortType, Signature};
-use mpcc_engine::stage::{Context, ParamError, Stage, StageError};
+use mpcc_engine::stage::{Context, ParamError, Provider, Stage, StageError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,8 @@ use crate::decoding::Decoding;
 use crate::mask::Mask;
 use crate::record::{Answer, OptionScore, Question};
 use crate::records;
-use crate::responder::{Options, Picture, Reply, Request, Responder, seed};
+use crate::request::{Options, Picture, Reply, Request};
+use crate::responder::{Responder, seed, unlikely};
 use crate::response::Response;
 
 /// How an answer is chosen.
@@ -78,6 +79,15 @@ impl Stage for EvalAnswer {
             ));
         }
         self.decoding.check("decoding")
+    }
+
+    fn check_model(&self, _: &str, provider: Provider) -> Result<(), String> {
+        match (self.mode, provider) {
+            (Mode::Likelihood, Provider::Openai | Provider::Replay) => {
+                Err(unlikely("`mode: likelihood`", "`mode: generate`"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn run(&self, ctx: &Context) -> Result<(), StageError> {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use mpcc_engine::port::{PortType, Signature};
-use mpcc_engine::stage::{Context, ModelInput, ParamError, Stage, StageError};
+use mpcc_engine::stage::{Context, ModelInput, ParamError, Provider, Stage, StageError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,8 @@ use crate::decoding::Decoding;
 use crate::place::{place, size_word};
 use crate::record::{Region, Verdict};
 use crate::records;
-use crate::responder::{Options, Picture, Request, Responder, seed};
+use crate::request::{Options, Picture, Request};
+use crate::responder::{Responder, seed, unlikely};
 use crate::template::render;
 
 /// How a rating is read off the model.
@@ -85,6 +86,15 @@ impl Stage for VlmFilter {
             return Err(ParamError::new("threshold", "ratings run from 1 to 10"));
         }
         self.decoding.check("decoding")
+    }
+
+    fn check_model(&self, _: &str, provider: Provider) -> Result<(), String> {
+        match (self.read, provider) {
+            (Reading::Expectation, Provider::Openai | Provider::Replay) => {
+                Err(unlikely("`read: expectation`", "`read: text`"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn run(&self, ctx: &Context) -> Result<(), StageError> {

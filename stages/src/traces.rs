@@ -13,7 +13,8 @@ use crate::decoding::Decoding;
 use crate::mask::Mask;
 use crate::record::{Item, Trace};
 use crate::records;
-use crate::responder::{Picture, Reply, Request, Responder, seed};
+use crate::request::{Picture, Reply, Request};
+use crate::responder::{Responder, seed};
 use crate::response::Response;
 use crate::template::render;
 

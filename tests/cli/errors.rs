@@ -112,3 +112,77 @@ fn commands_that_look_make_no_store() {
     }
     assert!(!bench.path(".mpcc").exists());
 }
+
+/// A filter and an evaluation that read likelihoods, and a training, of models that answer in text alone.
+const TEXT_ALONE: &str = r#"mpcc: 1
+name: likelihoods
+models:
+  there: { provider: openai, model: m, base_url: "http://127.0.0.1:9" }
+  past: { provider: replay, from: { file: answers.jsonl } }
+  here: { from: { dir: weights } }
+stages:
+  world: { uses: scenes.generate, with: { part: test } }
+  regions: { uses: regions.select, inputs: { dataset: world } }
+  filter:
+    uses: vlm.filter
+    inputs: { dataset: world, regions: regions, model: [here, models.there] }
+  answer:
+    matrix: { model: [here, past] }
+    uses: eval.answer
+    inputs: { dataset: world, questions: world.tasks, model: "${matrix.model}" }
+    with: { mode: likelihood }
+  sft:
+    uses: train.sft
+    inputs: { dataset: world, traces: { file: traces.jsonl }, model: there }
+"#;
+
+#[test]
+fn a_model_that_answers_in_text_alone_is_not_asked_for_likelihoods_or_weights() {
+    let bench = Bench::new(TEXT_ALONE);
+    let plan = bench.mpcc("plan pipeline.yaml").code(2);
+    for expected in [
+        "pipeline.yaml:12:63",
+        "`read: expectation` asks how likely given texts are, which only a local model tells; `read: text` reads its answers",
+        "`there` is a model with `provider: openai`",
+        "pipeline.yaml:16:62",
+        "`mode: likelihood` asks",
+        "`past` is a model with `provider: replay`",
+        "pipeline.yaml:20:70",
+        "only a local model, whose weights are here, can be trained",
+    ] {
+        assert!(plan.err.contains(expected), "`{expected}` in {}", plan.err);
+    }
+    assert!(!plan.err.contains("`here`"), "{}", plan.err);
+    let text =
+        TEXT_ALONE.replace("model: [here, models.there] }", "model: [here, models.there] }\n    with: { read: text }");
+    let text = text.replace("likelihood }", "generate }").replace("model: there }", "model: here }");
+    bench.write("pipeline.yaml", &text);
+    bench.mpcc("plan pipeline.yaml").code(0);
+}
+
+#[test]
+fn an_adapter_that_makes_no_sense_is_refused_where_it_is_written() {
+    let yaml = |lora: &str| {
+        format!(
+            "mpcc: 1\nname: lora\nstages:\n  sft:\n    uses: train.sft\n    inputs: {{ model: {{ dir: m }}, dataset: {{ dir: d }}, traces: {{ file: t }} }}\n    with:\n      lora: {lora}\n"
+        )
+    };
+    for (lora, place, said) in [
+        ("{ targets: [q_proj, w_proj] }", "8:33", "did you mean"),
+        ("{ rank: 0 }", "8:21", "must be at least 1"),
+        ("{ rank: 4, alpha: 0 }", "8:31", "must be above 0"),
+        ("{ targets: [] }", "8:24", "names no map"),
+        ("{ dropout: 0.1 }", "8:15", "unknown field `dropout`"),
+        ("{ rank: two }", "8:21", "invalid type"),
+    ] {
+        let bench = Bench::new(&yaml(lora));
+        let plan = bench.mpcc("plan pipeline.yaml").code(2);
+        assert!(
+            plan.err.contains(&format!("pipeline.yaml:{place}")) && plan.err.contains(said),
+            "{lora}: {}",
+            plan.err
+        );
+    }
+    Bench::new(&yaml("{}")).mpcc("plan pipeline.yaml").code(0);
+    Bench::new(&yaml("null")).mpcc("plan pipeline.yaml").code(0);
+}

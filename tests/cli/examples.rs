@@ -15,6 +15,21 @@ fn examples() -> Bench {
     bench
 }
 
+/// The examples as they lie in the repository, with the prompts beside them.
+fn repository() -> Bench {
+    let bench = Bench::new("");
+    for folder in ["pipelines/examples", "pipelines/prompts"] {
+        for entry in std::fs::read_dir(root().join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                let name = format!("{folder}/{}", path.file_name().unwrap().to_str().unwrap());
+                bench.write(&name, &std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    bench
+}
+
 /// Runs a pipeline twice: everything is executed, then nothing.
 fn runs_twice(bench: &Bench, file: &str, nodes: u64) {
     assert_eq!(bench.mpcc(&format!("run {file} --json")).code(0).counts(), [nodes, 0, 0, 0]);
@@ -75,4 +90,19 @@ fn a_custom_kind_in_a_matrix() {
     let wrong = bench.read("kinds.yaml").replace("every: 3", "every: two");
     bench.write("wrong.yaml", &wrong);
     assert!(bench.mpcc("run wrong.yaml").code(2).err.contains("every"));
+}
+
+#[test]
+fn a_training_with_adapters() {
+    let bench = repository();
+    runs_twice(&bench, "pipelines/examples/lora.yaml", 9);
+    let config = bench.read("pipelines/examples/results/adapter/adapter_config.json");
+    assert!(config.contains("\"r\": 8") && config.contains("mlp.down_proj"), "{config}");
+    let folder = |port: &str| bench.mpcc(&format!("show {port}")).code(0).out.trim().to_owned();
+    let (base, model) = (folder("base.model"), folder("sft.model"));
+    bench.mpcc(&format!("model merge-adapter {base} {model}/adapter merged")).code(0);
+    let weights = |folder: &str| std::fs::read(format!("{folder}/model.safetensors")).unwrap();
+    let merged = bench.path("merged");
+    assert!(weights(merged.to_str().unwrap()) == weights(&model), "the adapter on its base is the model of the stage");
+    assert!(weights(&folder("rft.model")) != weights(&model));
 }

@@ -9,5 +9,6 @@ mod custom;
 mod errors;
 mod examples;
 mod look;
+pub(crate) mod python;
 mod standing;
 mod stop;

@@ -1,6 +1,8 @@
 //! `mpcc model` from outside, on tiny models that are committed with what PyTorch computed with them.
 
 mod devices;
+mod hub;
+mod hub_server;
 mod serve;
 
 use std::collections::BTreeMap;
@@ -272,7 +274,11 @@ fn an_adapter_is_merged_whole_or_not_at_all() {
 fn ids_are_looked_up_in_the_hub_cache() {
     let mut bench = Bench::new("");
     let run = model(&bench, &["check", "org/tiny@v1"]).code(2);
-    assert!(run.err.contains("models--org--tiny/refs/v1") && run.err.contains("hf download org/tiny"), "{}", run.err);
+    assert!(
+        run.err.contains("models--org--tiny/refs/v1") && run.err.contains("mpcc model download org/tiny@v1"),
+        "{}",
+        run.err
+    );
     assert!(model(&bench, &["check", "nothing"]).code(2).err.contains("there is no folder nothing"));
     let snapshots = bench.path("hub/models--org--tiny/snapshots");
     std::fs::create_dir_all(&snapshots).unwrap();

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{family, fixtures, picture};
 use crate::cli::bench::{Bench, signal};
+use crate::cli::python::python_with;
 
 const TOKEN: &str = "a-token-for-tests";
 
@@ -297,15 +298,7 @@ print(json.dumps({
 
 #[test]
 fn the_openai_client_is_served() {
-    #[allow(clippy::disallowed_methods, reason = "tests look for Python where the caller has it")]
-    let [python, all] = ["MPCC_TEST_PYTHON", "MPCC_TEST_ALL"].map(std::env::var_os);
-    let python = python.unwrap_or_else(|| "python3".into());
-    let there = Command::new(&python).args(["-c", "import openai"]).output();
-    if !there.is_ok_and(|output| output.status.success()) {
-        assert!(all.is_none(), "openai is needed: pip install openai");
-        println!("skipped: needs openai");
-        return;
-    }
+    let Some(python) = python_with("openai", "openai") else { return };
     let served = Served::start(&family("llava_next_mistral"));
     let output =
         Command::new(python).args(["-c", CLIENT, &served.base_url(), TOKEN, &picture("wide.png")]).output().unwrap();

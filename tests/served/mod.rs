@@ -1,6 +1,7 @@
 //! Served models, from outside: `mpcc` against a server on the loopback that counts, dawdles and misbehaves.
 
 mod server;
+mod transformers;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -10,9 +10,9 @@ use super::{AuditError, AuditOptions};
 use crate::allocator::Allocator;
 use crate::executor::Executor;
 use crate::fingerprint::{Fingerprinter, KeyError, Resolved};
-use crate::job::{AttemptId, Job, Outcome};
+use crate::job::{Job, Outcome};
 use crate::plan::{LOCAL, Node, NodeId, Plan};
-use crate::run::job_outputs;
+use crate::run::job_of;
 
 /// What an execution came to.
 pub(super) struct Execution {
@@ -63,27 +63,7 @@ impl Executions<'_> {
 
     fn job(&self, folder: PathBuf, cpus: u32, devices: Vec<usize>) -> Result<Job, KeyError> {
         let node = self.node();
-        let numerics = self.resolved.recipe.get("numerics").and_then(|class| class.as_str());
-        Ok(Job {
-            attempt: AttemptId(0),
-            node: node.name.clone(),
-            matrix: node.matrix.clone(),
-            action: node.action.clone(),
-            seed: node.seed,
-            threads: cpus as usize,
-            devices,
-            inputs: self.fingerprinter.bind(self.resolved)?,
-            outputs: job_outputs(node, &folder),
-            partial: folder.join("partial"),
-            store: self.store.root().to_owned(),
-            log: folder.join("log"),
-            timeout_s: node.timeout_s,
-            secrets: node.secrets.clone(),
-            executor: LOCAL.to_owned(),
-            resources: node.resources.clone(),
-            numerics: numerics.map(str::to_owned),
-            fresh: true,
-            folder,
-        })
+        let job = job_of(node, self.resolved, self.fingerprinter, self.store, folder)?;
+        Ok(Job { threads: cpus as usize, devices, executor: LOCAL.to_owned(), fresh: true, ..job })
     }
 }

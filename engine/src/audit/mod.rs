@@ -183,7 +183,7 @@ fn ready(
 ) -> Result<Vec<(NodeId, Resolved, Option<Stored>)>, AuditError> {
     let mut outputs = Outputs::new();
     let mut ready = Vec::new();
-    for id in crate::run::with_above(plan, wanted.clone()) {
+    for id in plan.above(wanted.clone()) {
         let node = plan.node(id);
         let lacks = node.data_parents().into_iter().find(|parent| !outputs.contains_key(parent));
         match lacks {

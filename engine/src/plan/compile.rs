@@ -169,7 +169,7 @@ impl Builder<'_> {
         let scope = Scope::node(self.lookup.params, &draft.coords);
         let fields = Fields { written: &stage.fields, scope };
         let inputs = self.lookup.inputs(draft, &mut self.missing, problems);
-        let done = contract.and_then(|contract| self.action(draft, contract, problems));
+        let done = contract.and_then(|contract| self.action(draft, contract, &inputs, problems));
         let (action, base) = done.unzip();
         let resources = fields.resources(base.unwrap_or_default(), problems);
         let executor = fields.executor(self.options, problems);
@@ -213,6 +213,7 @@ impl Builder<'_> {
         &mut self,
         draft: &Draft,
         contract: &Contract<'_>,
+        inputs: &[PlannedInput],
         problems: &mut Problems<'_>,
     ) -> Option<(Action, Resources)> {
         let stage = &self.lookup.pipeline.stages[draft.stage];
@@ -222,6 +223,7 @@ impl Builder<'_> {
             Doing::Builtin(kind) => {
                 let with = self.with(&stage.fields, scope, problems)?;
                 let bound = params::builtin(kind, &with, place, &mut self.missing, problems)?;
+                self.lookup.check_models(draft, bound.as_ref(), inputs, problems);
                 let action = Action::Builtin {
                     kind: kind.name.to_owned(),
                     version: kind.version,

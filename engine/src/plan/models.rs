@@ -212,7 +212,11 @@ impl Making<'_> {
             .map(|path| Source::Dir { path });
         if found.is_none() {
             let place = cache.map_or_else(String::new, |cache| format!(" in {}", cache.display()));
-            let message = format!("checkpoint {id} (revision {revision}) is not downloaded{place}");
+            let message = format!(
+                "checkpoint {id} (revision {revision}) is not downloaded{place}: `mpcc model download {id}@{revision}` brings it; \
+                 without a network, copy models--{} from a cache that has it",
+                id.replace('/', "--")
+            );
             missing.push(missing_data(self.model, message));
         }
         found

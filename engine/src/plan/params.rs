@@ -63,12 +63,23 @@ pub(super) fn builtin(
     match bound.check() {
         Ok(()) => Some(bound),
         Err(error) => {
-            let entry = with.iter().find(|entry| entry.key == error.param);
-            let at = entry.map_or(place.at, |entry| entry.value.at);
+            let at = written_at(with, &error.param).unwrap_or(place.at);
             problems.error(at, "param", format!("`{}`: {}", error.param, error.message));
             None
         }
     }
+}
+
+/// Where the value of a parameter is written; of a part of it (`lora.rank`) as far down as something is.
+fn written_at(with: &[Entry], param: &str) -> Option<Span> {
+    let mut keys = param.split('.');
+    let first = keys.next()?;
+    let mut value = &with.iter().find(|entry| entry.key == first)?.value;
+    for key in keys {
+        let Some(part) = value.get(key) else { break };
+        value = part;
+    }
+    Some(value.at)
 }
 
 fn properties(kind: &Kind) -> Vec<String> {

@@ -128,7 +128,7 @@ impl Plan {
                 wanted.extend(self.below(&found));
             }
         }
-        Ok(self.with_needs(wanted))
+        Ok(self.above(wanted))
     }
 
     /// Everything that depends on `roots`, themselves included. Needs come before users, so one pass is enough.
@@ -142,13 +142,14 @@ impl Plan {
         all
     }
 
-    fn with_needs(&self, mut wanted: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
-        for id in self.ids().collect::<Vec<_>>().into_iter().rev() {
-            if wanted.contains(&id) {
-                wanted.extend(self.node(id).parents());
+    /// `nodes` and everything that they need. Needs come before users, so one pass up is enough.
+    pub fn above(&self, mut nodes: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        for (id, node) in self.nodes.iter().enumerate().rev() {
+            if nodes.contains(&NodeId(id)) {
+                nodes.extend(node.parents());
             }
         }
-        wanted
+        nodes
     }
 }
 

@@ -9,6 +9,7 @@ use super::pick::{Directory, Picked};
 use super::{Missing, ModelSource, NodeId, PlannedInput, Source};
 use crate::interpolate::Scope;
 use crate::port::{Arity, InputPort, PortType};
+use crate::registry::BoundStage;
 use crate::spec::pipeline::Pipeline;
 use crate::spec::source::{Problems, Span};
 use crate::spec::yaml::{Data, Yaml};
@@ -61,6 +62,15 @@ pub(super) fn is_model_port(port: &InputPort) -> bool {
     port.ty == Some(PortType::Model)
 }
 
+/// The item of a written list of sources that names `model`, or the whole.
+fn naming<'y>(written: &'y Yaml, model: &str) -> &'y Yaml {
+    let names = |item: &&Yaml| item.text().is_some_and(|text| text.trim().trim_start_matches("models.") == model);
+    match &written.data {
+        Data::List(items) => items.iter().find(names).unwrap_or(written),
+        _ => written,
+    }
+}
+
 impl<'a> Lookup<'a> {
     /// The inputs of a node; `missing` takes what is not there.
     pub(super) fn inputs(
@@ -102,6 +112,30 @@ impl<'a> Lookup<'a> {
             problems
                 .error(at, "missing-input", format!("stage `{stage}` needs the input `{}`{ty}", port.name))
                 .help(format!("add `{}: SOURCE` under its `inputs`", port.name));
+        }
+    }
+
+    /// Checks that the models which feed a node can do what its stage asks of them.
+    pub(super) fn check_models(
+        &self,
+        draft: &Draft,
+        bound: &dyn BoundStage,
+        inputs: &[PlannedInput],
+        problems: &mut Problems<'_>,
+    ) {
+        let stage = &self.pipeline.stages[draft.stage];
+        for input in inputs {
+            let models = input.sources.iter().filter_map(|source| match source {
+                Source::Model(model) => Some(model),
+                _ => None,
+            });
+            for model in models {
+                let Err(message) = bound.check_model(&input.port, model.provider) else { continue };
+                let written = stage.fields.get("inputs").and_then(|inputs| inputs.get(&input.port));
+                let at = written.map_or(stage.at, |written| naming(written, &model.name).at);
+                let of = format!("`{}` is a model with `provider: {}`", model.name, model.provider.name());
+                problems.error(at, "model", message).help(of);
+            }
         }
     }
 

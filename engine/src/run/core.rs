@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::attempt::Live;
-use super::needs::{names_of, with_above};
+use super::needs::names_of;
 use super::reserve::reserve;
 use super::seal::{Sealing, withdraw};
 use super::step::{CommitError, Found, Key, Prepared, Shared};
@@ -100,7 +100,7 @@ pub async fn run(
     events: UnboundedSender<Event>,
     mut control: mpsc::Receiver<Control>,
 ) -> Result<Summary, RunError> {
-    let nodes = with_above(plan, options.nodes.clone());
+    let nodes = plan.above(options.nodes.clone());
     check(plan, &nodes, &options.inventory)?;
     let (inbox, mut messages) = mpsc::unbounded_channel();
     let (notes, mut said) = mpsc::unbounded_channel();

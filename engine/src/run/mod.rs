@@ -42,10 +42,10 @@ mod unchanged;
 
 pub use crate::event::Summary;
 pub use core::{run, task};
-pub(crate) use needs::{names_of, with_above};
+pub(crate) use needs::names_of;
 pub use options::{Control, RunError, RunOptions};
 pub use reserve::reserve;
 pub use seal::Seal;
 pub(crate) use seal::Stand;
-pub(crate) use step::{job_outputs, node_key, previous_key};
+pub(crate) use step::{job_of, job_outputs, node_key, previous_key};
 pub use unchanged::{Unchanged, unchanged};

@@ -1,19 +1,6 @@
-//! What a node needs before it can begin.
+//! What a node needs from outside before it can begin.
 
-use std::collections::BTreeSet;
-
-use crate::plan::{ModelSource, Node, NodeId, Plan, Source};
-
-/// `nodes` and everything above them.
-pub(crate) fn with_above(plan: &Plan, mut nodes: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
-    // Nodes are in topological order: one pass up reaches everything.
-    for (id, node) in plan.nodes.iter().enumerate().rev() {
-        if nodes.contains(&NodeId(id)) {
-            nodes.extend(node.parents());
-        }
-    }
-    nodes
-}
+use crate::plan::{ModelSource, Node, Source};
 
 /// The names under which something may be missing for a node: its own, its stage's, its models'.
 pub(crate) fn names_of(node: &Node) -> Vec<&str> {

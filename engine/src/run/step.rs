@@ -227,27 +227,14 @@ impl Shared {
                 (self.store.scratch(&node.name)?, node.resources.cpus, devices)
             }
         };
-        let numerics = key.resolved().recipe.get("numerics").and_then(|class| class.as_str());
         let job = Job {
             attempt,
-            node: node.name.clone(),
-            matrix: node.matrix.clone(),
-            action: node.action.clone(),
-            seed: node.seed,
             threads: cpus as usize,
             devices,
-            inputs: self.fingerprinter.bind(key.resolved())?,
-            outputs: job_outputs(node, &folder),
             partial: self.store.partial_path(&key.recipe),
-            store: self.store.root().to_owned(),
             log: log_file(&self.folder, &node.name),
-            timeout_s: node.timeout_s,
-            secrets: node.secrets.clone(),
-            executor: node.executor.clone(),
             resources: request,
-            numerics: numerics.map(str::to_owned),
-            fresh: false,
-            folder,
+            ..job_of(node, key.resolved(), &self.fingerprinter, &self.store, folder)?
         };
         Ok(Prepared::Ready { job: Box::new(job), lease })
     }
@@ -325,6 +312,39 @@ pub(crate) fn job_outputs(node: &Node, folder: &Path) -> BTreeMap<String, JobOut
     let place = |name: &str, tree| JobOutput { path: Job::output_in(folder, name), tree };
     let ports = node.outputs.iter().map(|output| &output.port);
     ports.map(|port| (port.name.clone(), place(&port.name, port.ty.is_tree()))).collect()
+}
+
+/// What the plan and the recipe of `node` say of its job, done in `folder`, checkpoints and log included. What is granted to it
+/// is the caller's to say.
+pub(crate) fn job_of(
+    node: &Node,
+    resolved: &Resolved,
+    fingerprinter: &Fingerprinter,
+    store: &Store,
+    folder: PathBuf,
+) -> Result<Job, KeyError> {
+    let numerics = resolved.recipe.get("numerics").and_then(|class| class.as_str());
+    Ok(Job {
+        attempt: AttemptId(0),
+        node: node.name.clone(),
+        matrix: node.matrix.clone(),
+        action: node.action.clone(),
+        seed: node.seed,
+        threads: node.resources.cpus as usize,
+        devices: Vec::new(),
+        inputs: fingerprinter.bind(resolved)?,
+        outputs: job_outputs(node, &folder),
+        partial: folder.join("partial"),
+        store: store.root().to_owned(),
+        log: folder.join("log"),
+        timeout_s: node.timeout_s,
+        secrets: node.secrets.clone(),
+        executor: node.executor.clone(),
+        resources: node.resources.clone(),
+        numerics: numerics.map(str::to_owned),
+        fresh: false,
+        folder,
+    })
 }
 
 /// Whether a declared output was written: a file, or a directory with something in it.

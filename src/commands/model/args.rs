@@ -50,6 +50,22 @@ Examples:
   mpcc model bench models/base --prompt 512 --image 640x480 --decode 64 --batch 4 --threads 8 --json
   mpcc model bench --random Qwen2.5-VL-3B --device cuda --dtype bf16 --image 640x480 --batch 16      without its weights")]
     Bench(BenchArgs),
+    /// Bring a model from a hub into the Hugging Face cache.
+    #[command(after_help = "\
+Brings what a model needs (configuration, tokenizer, chat template, picture processor, safetensors) and nothing else, into the folder
+where transformers looks too. What was cut goes on where it ended; each file is compared with the digest that the hub names. The commit
+is printed: ORG/NAME@COMMIT is that model for good.
+
+  HF_ENDPOINT      the hub; https://huggingface.co when not set
+  HF_TOKEN         the key for private and gated models; sent to the hub's own host alone
+  HF_HUB_CACHE     the cache; else HF_HOME/hub, else ~/.cache/huggingface/hub
+  HF_HUB_OFFLINE   1 forbids it
+
+Examples:
+  mpcc model download Qwen/Qwen2.5-VL-3B-Instruct
+  mpcc model download Qwen/Qwen2.5-VL-3B-Instruct@main --json | jq -r .dir
+  mpcc model check Qwen/Qwen2.5-VL-3B-Instruct")]
+    Download(DownloadArgs),
     /// Rewrite a model in this program's layout.
     #[command(after_help = "\
 Writes config.json, tokenizer, picture processor, chat template and weights under the names that transformers has today, whatever
@@ -257,6 +273,17 @@ pub(crate) struct WriteArgs {
     /// Most bytes of a weight file, such as 5GB.
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
     pub(crate) shard: u64,
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `mpcc model download`.
+#[derive(Debug, Args)]
+pub(crate) struct DownloadArgs {
+    /// The model: `org/name`, or `org/name@revision` with a branch, a tag or a commit.
+    #[arg(value_name = "ORG/NAME[@REVISION]")]
+    pub(crate) model: String,
     /// Prints one JSON object.
     #[arg(long)]
     pub(crate) json: bool,

@@ -4,6 +4,7 @@ mod args;
 mod ask;
 mod bench;
 mod check;
+mod download;
 mod place;
 mod rewrite;
 mod serve;
@@ -21,6 +22,7 @@ pub(super) fn model(command: &ModelCommand) -> Answer {
         ModelCommand::Bench(args) => bench::bench(args),
         ModelCommand::Convert(args) => rewrite::convert(args),
         ModelCommand::MergeAdapter(args) => rewrite::merge(args),
+        ModelCommand::Download(args) => download::download(args),
         ModelCommand::Serve(args) => serve::serve(args),
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn find(model: &str) -> Result<PathBuf, Failure> {
 }
 
 /// `org/name[@revision]`.
-fn hub_id(text: &str) -> Option<(&str, &str)> {
+pub(super) fn hub_id(text: &str) -> Option<(&str, &str)> {
     let (id, revision) = text.split_once('@').unwrap_or((text, MAIN));
     let (org, name) = id.split_once('/')?;
     let plain = |part: &str| {
@@ -46,15 +46,30 @@ fn hub_id(text: &str) -> Option<(&str, &str)> {
 }
 
 fn not_downloaded(model: &str, id: &str, revision: &str, cache: Option<&Path>) -> Failure {
-    let folder = format!("models--{}", id.replace('/', "--"));
-    let place = cache.map_or_else(|| PathBuf::from("$HF_HOME/hub"), Path::to_owned).join(&folder);
-    let place = place.display();
+    let place = place_of(id, cache);
     Failure::wrong(format_args!(
         "there is no folder {model}, and checkpoint {id} (revision {revision}) is not in the Hugging Face cache.\n\
          Looked for {place}/snapshots/COMMIT/config.json, where COMMIT is `{revision}` or what {place}/refs/{revision} holds.\n\
-         Nothing is downloaded here: on a machine with a network run `hf download {id} --revision {revision}`, copy its \
-         {folder} to {place}, or set HF_HUB_CACHE to the folder that holds {folder}."
+         `mpcc model download {id}@{revision}` brings it. {}",
+        without_network(id, cache)
     ))
+}
+
+/// What to do where there is no network.
+pub(super) fn without_network(id: &str, cache: Option<&Path>) -> String {
+    let (folder, place) = (folder_of(id), place_of(id, cache));
+    format!(
+        "Without a network: run it where there is one, copy the folder {folder} of that cache to {place}, or set HF_HUB_CACHE to a \
+         folder that holds {folder}."
+    )
+}
+
+fn folder_of(id: &str) -> String {
+    format!("models--{}", id.replace('/', "--"))
+}
+
+fn place_of(id: &str, cache: Option<&Path>) -> String {
+    cache.map_or_else(|| PathBuf::from("$HF_HOME/hub"), Path::to_owned).join(folder_of(id)).display().to_string()
 }
 
 /// What a model is called: the last part of what was typed.
@@ -133,6 +148,6 @@ mod tests {
     #[test]
     fn what_is_not_there_is_told_with_its_place() {
         let told = not_downloaded("a/b@v1", "a/b", "v1", Some(Path::new("/hub"))).text;
-        assert!(told.contains("/hub/models--a--b/refs/v1") && told.contains("hf download a/b --revision v1"), "{told}");
+        assert!(told.contains("/hub/models--a--b/refs/v1") && told.contains("mpcc model download a/b@v1"), "{told}");
     }
 }

@@ -3,6 +3,7 @@
 //! An adapted matrix is `W + scale B A`, `scale` being `alpha / rank` (or `alpha / sqrt(rank)`). A packed matrix has one pair for each part
 //! that has one on disk, so adapters fit checkpoints of any tool. The sum is formed before the forward pass, so every op serves
 //! adapted models, whatever their family: training costs the gradient of the whole matrix for a moment, but state for A and B alone.
+//! While B is zero the sum is W itself and takes no memory.
 //!
 //! Keys may follow either layout that transformers had (`base_model.model.model.layers.N...`,
 //! `base_model.model.model.language_model.layers.N...`); every name that a weight is found under counts. We write the later one.
@@ -43,6 +44,23 @@ struct Pair {
     a: Var,
     /// `[out, rank]`.
     b: Var,
+}
+
+impl Pair {
+    /// Whether it changes nothing yet.
+    fn is_new(&self) -> Result<bool> {
+        Ok(self.b.as_detached_tensor().to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()? == 0.0)
+    }
+}
+
+/// Whether all pairs pass a test that may fail.
+fn all(pairs: &[Pair], test: impl Fn(&Pair) -> Result<bool>) -> Result<bool> {
+    for pair in pairs {
+        if !test(pair)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A low-rank adapter of some of a model's weights.
@@ -178,9 +196,12 @@ impl Adapter {
         checkpoint::write_tensors(&dir.join("adapter_model.safetensors"), &tensors)
     }
 
-    /// What is added to a variable of `rows` rows, if it is adapted; detached where it is frozen.
+    /// What is added to a variable of `rows` rows, if it is adapted; detached where it is frozen, and then nothing while B is zero.
     pub(crate) fn update(&self, name: &str, rows: usize, frozen: bool) -> Result<Option<Tensor>> {
         let Some(pairs) = self.pairs.get(name) else { return Ok(None) };
+        if frozen && all(pairs, Pair::is_new)? {
+            return Ok(None);
+        }
         let (mut blocks, mut next) = (Vec::new(), 0);
         let zeros = |rows: usize, like: &Tensor| Tensor::zeros((rows, like.dim(1)?), like.dtype(), like.device());
         for pair in pairs {
@@ -274,4 +295,38 @@ fn settings(config: &Value) -> std::result::Result<(f64, usize, bool), String> {
     let rank = config["r"].as_u64().filter(|rank| *rank > 0).ok_or("`r` must be a whole number above 0")? as usize;
     let alpha = config["lora_alpha"].as_f64().ok_or("`lora_alpha` must be a number")?;
     Ok((alpha, rank, config["use_rslora"] == true))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Storage;
+
+    use super::*;
+    use crate::weights::{Init, Weights};
+
+    const NAME: &str = "model.layers.0.self_attn.q_proj.weight";
+
+    /// Where a tensor's values lie.
+    fn place(tensor: &Tensor) -> *const f32 {
+        match &*tensor.storage_and_layout().0 {
+            Storage::Cpu(cpu) => cpu.as_slice::<f32>().unwrap().as_ptr(),
+            _ => unreachable!("drawn on the CPU"),
+        }
+    }
+
+    #[test]
+    fn a_new_adapter_takes_no_second_copy_of_a_weight() {
+        let spec = WeightSpec::plain(vec![NAME.to_owned()], vec![4, 6], Init::Normal(1.0));
+        let base = Weights::draw(vec![spec], 1, DType::F32, &Device::Cpu).unwrap();
+        let config = LoraConfig { rank: 2, alpha: 4.0, targets: vec!["q_proj".to_owned()] };
+        let adapter = Adapter::draw(base.specs(), &config, 1, DType::F32, &Device::Cpu).unwrap();
+        let adapted = base.adapted(adapter);
+        let below = base.get(NAME, true).unwrap();
+        assert_eq!(place(&adapted.get(NAME, true).unwrap()), place(&below));
+        let second = &adapted.state()[&format!("{NAME}.0.lora_B")];
+        second.set(&Tensor::ones((4, 2), DType::F32, &Device::Cpu).unwrap()).unwrap();
+        let sum = adapted.get(NAME, true).unwrap();
+        assert_ne!(place(&sum), place(&below));
+        assert_ne!(sum.to_vec2::<f32>().unwrap(), below.to_vec2::<f32>().unwrap());
+    }
 }

@@ -29,7 +29,9 @@ import torch
 import transformers as tf
 from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+from making import parts, qwen_tokenizer
 
 HERE = pathlib.Path(__file__).parent / "fixtures"
 OUT = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "families"
@@ -63,31 +65,14 @@ MISTRAL = (
 NORM = dict(image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711])
 
 
-def qwen_tokenizer(special):
-    base = Tokenizer(models.BPE())
-    base.normalizer = normalizers.NFC()
-    pattern = Regex(tf.models.qwen2.tokenization_qwen2.PRETOKENIZE_REGEX)
-    split = pre_tokenizers.Split(pattern, behavior="isolated")
-    base.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    base.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    base.train_from_iterator(TEXTS * 4, trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, show_progress=False))
-    parts = json.loads(base.to_str())["model"]
-    merges = [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in parts["merges"]]
-    made = tf.Qwen2Tokenizer(vocab=parts["vocab"], merges=merges, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>")
-    made.add_special_tokens({"additional_special_tokens": special})
-    return made
-
-
 def llama_tokenizer():
     """With a first token put in front of every text, as the published ones have it."""
     special = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trained.train_from_iterator(TEXTS * 4, trainers.BpeTrainer(vocab_size=318, special_tokens=special, show_progress=False))
-    parts = json.loads(trained.to_str())["model"]
-    merges = [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in parts["merges"]]
-    made = tf.LlamaTokenizer(vocab=parts["vocab"], merges=merges, legacy=False)
+    vocabulary, merges = parts(trained)
+    made = tf.LlamaTokenizer(vocab=vocabulary, merges=merges, legacy=False)
     made.pad_token = "<unk>"
     made.add_tokens([tf.AddedToken("<image>", special=True, normalized=False)])
     made._tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
@@ -105,7 +90,7 @@ def text_config(cls, tok, **extra):
 
 
 def qwen(windowed, tied=False, sliding=False):
-    tok = qwen_tokenizer(QWEN)
+    tok = qwen_tokenizer(TEXTS, 290, QWEN)
     ids = tok.convert_tokens_to_ids
     extra = dict(use_sliding_window=True, sliding_window=21, max_window_layers=1) if sliding else {}
     T = tf.models.qwen2_5_vl.configuration_qwen2_5_vl.Qwen2_5_VLTextConfig if windowed else tf.models.qwen2_vl.configuration_qwen2_vl.Qwen2VLTextConfig
@@ -160,7 +145,7 @@ def llava(mistral, window=None):
 
 def internvl(large):
     """`large` has what InternViT-6B has: root mean square norms, normed queries and keys, no bias."""
-    tok = qwen_tokenizer(INTERN)
+    tok = qwen_tokenizer(TEXTS, 290, INTERN)
     tok._set_model_specific_special_tokens(
         special_tokens=dict(start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>")
     )

@@ -28,7 +28,8 @@ import torch
 import transformers as tf
 from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from making import qwen_tokenizer
 
 HERE = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent / "fixtures")
 TINY = HERE / "tiny"
@@ -68,23 +69,6 @@ def picture(name, size):
     image = Image.fromarray(np.clip(image + rng.randn(height, width, 1) * 4, 0, 255).astype(np.uint8))
     image.save(HERE / "images" / name)
     return image
-
-
-def tokenizer():
-    base = Tokenizer(models.BPE())
-    base.normalizer = normalizers.NFC()
-    pattern = Regex(tf.models.qwen2.tokenization_qwen2.PRETOKENIZE_REGEX)
-    base.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(pattern, behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    base.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    base.train_from_iterator(TEXTS * 4, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False))
-    parts = json.loads(base.to_str())["model"]
-    merges = [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in parts["merges"]]
-    made = tf.Qwen2Tokenizer(vocab=parts["vocab"], merges=merges, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>")
-    made.add_special_tokens({"additional_special_tokens": SPECIAL})
-    return made
 
 
 def build(tok):
@@ -209,7 +193,7 @@ def main():
     torch.set_num_threads(1)
     (HERE / "images").mkdir(parents=True, exist_ok=True)
     images = {name: picture(name, size) for name, size in PICTURES.items()}
-    tok = tokenizer()
+    tok = qwen_tokenizer(TEXTS, 300, SPECIAL)
     model = build(tok)
     pixels = tf.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
         size={"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 24}

@@ -275,7 +275,7 @@ struct Tokens {
 }
 
 /// How long the headers ask to wait: milliseconds (Azure, OpenAI), seconds, or a date, told by the server's own clock.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let number = |text: &str| text.trim().parse::<f64>().ok().filter(|number| (0.0..1e9).contains(number));
     if let Some(milliseconds) = text("retry-after-ms").and_then(number) {

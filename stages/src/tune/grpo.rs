@@ -12,7 +12,7 @@
 //! Left out on purpose are the scripts' plain defects: training on unmasked pictures, scrambled patches, a fake end of turn.
 
 use mpcc_engine::port::{PortType, Signature};
-use mpcc_engine::stage::{Context, ParamError, Stage, StageError};
+use mpcc_engine::stage::{Context, ParamError, Provider, Stage, StageError};
 use mpcc_models::train::advantage::Scaling;
 use mpcc_models::train::grpo::{GrpoConfig, Prior, Sample, Task, train};
 use mpcc_models::train::objective::{DemoWeight, Kl, Loss, Objective};
@@ -21,7 +21,9 @@ use mpcc_models::vlm::Vlm;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asking, Optimiser, at_least_one, checkpoints, load, observe, response, step_count, write_lines};
+use super::{
+    Asking, Lora, Optimiser, at_least_one, checkpoints, lora, observe, response, step_count, trainable, write_lines,
+};
 use crate::dataset::Dataset;
 use crate::decoding::Decoding;
 use crate::draw;
@@ -89,8 +91,11 @@ pub struct TrainGrpo {
     pub demo_weight: DemoWeight,
     /// Leaves samples that never ended out of the update.
     pub mask_truncated: Option<bool>,
-    /// Leaves the vision tower as it is.
+    /// Leaves the vision tower as it is; with `lora` it stays as it is anyway.
     pub freeze_vision: bool,
+    /// A low-rank adapter to train in place of the weights; none trains them all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
     /// Optimiser and schedule.
     pub optimiser: Optimiser,
     /// Steps between two checkpoints.
@@ -129,6 +134,7 @@ impl Default for TrainGrpo {
             demo_weight: DemoWeight::One,
             mask_truncated: None,
             freeze_vision: false,
+            lora: None,
             optimiser,
             checkpoint_every: 25,
         }
@@ -173,12 +179,17 @@ impl Stage for TrainGrpo {
         }
         self.mask().check("mask")?;
         self.decoding.check("decoding")?;
+        self.lora.as_ref().map_or(Ok(()), Lora::check)?;
         self.optimiser.check()
+    }
+
+    fn check_model(&self, _: &str, provider: Provider) -> Result<(), String> {
+        trainable(provider)
     }
 
     fn run(&self, ctx: &Context) -> Result<(), StageError> {
         let items: Vec<Item> = records::input(ctx, "items")?;
-        let vlm = load(ctx)?;
+        let vlm = lora::start(ctx, self.lora.as_ref())?;
         let tasks = self.tasks(ctx, &vlm, &items)?;
         let steps = step_count(self.steps, self.epochs, tasks.len(), self.prompts);
         let config = self.config(steps, ctx.seed);
@@ -198,7 +209,7 @@ impl Stage for TrainGrpo {
             ctx.output("completions")?,
             history.iter().flat_map(|(step, samples)| lines(step.step, samples, &items)),
         )?;
-        vlm.save(ctx.output("model")?).map_err(model_error)
+        lora::save(&vlm, ctx.output("model")?)
     }
 }
 
@@ -253,7 +264,7 @@ impl TrainGrpo {
 
     fn config(&self, steps: usize, seed: u64) -> GrpoConfig {
         GrpoConfig {
-            steps: self.optimiser.steps(steps, self.freeze_vision, seed),
+            steps: self.optimiser.steps(steps, self.freeze_vision || self.lora.is_some(), seed),
             prompts: self.prompts,
             group: self.group,
             updates: self.updates,

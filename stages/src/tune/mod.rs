@@ -1,8 +1,11 @@
 //! Fine-tuning: from items and traces to trained models. What `train.sft` and `train.grpo` share stands here.
 
 pub mod grpo;
+pub mod lora;
 pub mod optimiser;
 pub mod sft;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -19,7 +22,16 @@ use crate::provider::local::{encode, load_local, prompt};
 use crate::record::Region;
 use crate::template::render;
 
+pub use lora::Lora;
 pub use optimiser::Optimiser;
+
+/// Whether a model has weights here.
+fn trainable(provider: Provider) -> Result<(), String> {
+    match provider {
+        Provider::Local => Ok(()),
+        Provider::Openai | Provider::Replay => Err("only a local model, whose weights are here, can be trained".into()),
+    }
+}
 
 /// The local model to start from.
 fn load(ctx: &Context) -> Result<Vlm, StageError> {

@@ -6,12 +6,14 @@
 
 use mpcc_engine::port::{PortType, Signature};
 use mpcc_engine::resources::Resources;
-use mpcc_engine::stage::{Context, ParamError, Stage, StageError};
+use mpcc_engine::stage::{Context, ParamError, Provider, Stage, StageError};
 use mpcc_models::train::sft::{Example, SftConfig, train};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asking, Optimiser, at_least_one, checkpoints, load, observe, response, step_count, write_lines};
+use super::{
+    Asking, Lora, Optimiser, at_least_one, checkpoints, lora, observe, response, step_count, trainable, write_lines,
+};
 use crate::dataset::Dataset;
 use crate::mask::Mask;
 use crate::provider::local::model_error;
@@ -35,8 +37,11 @@ pub struct TrainSft {
     pub steps: usize,
     /// Traces a batch.
     pub batch: usize,
-    /// Leaves the vision tower as it is.
+    /// Leaves the vision tower as it is; with `lora` it stays as it is anyway.
     pub freeze_vision: bool,
+    /// A low-rank adapter to train in place of the weights; none trains them all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
     /// Optimiser and schedule.
     pub optimiser: Optimiser,
     /// Steps between two checkpoints.
@@ -53,6 +58,7 @@ impl Default for TrainSft {
             steps: 0,
             batch: 1,
             freeze_vision: false,
+            lora: None,
             optimiser: Optimiser { accumulation: 2, ..Optimiser::linear(2e-5) },
             checkpoint_every: 50,
         }
@@ -80,7 +86,12 @@ impl Stage for TrainSft {
     fn check(&self) -> Result<(), ParamError> {
         at_least_one("batch", self.batch)?;
         self.mask.check("mask")?;
+        self.lora.as_ref().map_or(Ok(()), Lora::check)?;
         self.optimiser.check()
+    }
+
+    fn check_model(&self, _: &str, provider: Provider) -> Result<(), String> {
+        trainable(provider)
     }
 
     fn resources(&self) -> Resources {
@@ -94,7 +105,7 @@ impl Stage for TrainSft {
                 "there are no traces to learn from: every one was rejected, or no item was kept",
             ));
         }
-        let vlm = load(ctx)?;
+        let vlm = lora::start(ctx, self.lora.as_ref())?;
         let dataset = Dataset::open(&ctx.input("dataset")?.path)?;
         let asking =
             Asking { dataset: &dataset, system: self.system.as_deref(), question: &self.prompt, mask: &self.mask };
@@ -105,7 +116,7 @@ impl Stage for TrainSft {
         let accumulation = self.optimiser.accumulation;
         let steps = step_count(self.steps, self.epochs, examples.len(), self.batch * accumulation);
         let config = SftConfig {
-            steps: self.optimiser.steps(steps, self.freeze_vision, ctx.seed),
+            steps: self.optimiser.steps(steps, self.freeze_vision || self.lora.is_some(), ctx.seed),
             batch: self.batch,
             accumulation,
         };
@@ -117,6 +128,6 @@ impl Stage for TrainSft {
             ctx.metric("loss", last.loss);
         }
         write_lines(ctx.output("metrics")?, &history)?;
-        vlm.save(ctx.output("model")?).map_err(model_error)
+        lora::save(&vlm, ctx.output("model")?)
     }
 }

@@ -7,7 +7,8 @@
 //! | file | holds |
 //! |---|---|
 //! | [`catalog`] | COCO's names, ids and supercategories |
-//! | [`grammar`] | places, slots, odds; the posterior; which configurations are kept out of training |
+//! | [`settings`] | places, slots, odds |
+//! | [`grammar`] | draws and the posterior; which configurations are kept out of training |
 //! | [`scene`] | one scene: things and their boxes |
 //! | [`glyphs`], [`render`] | what things look like; painting |
 //! | [`speech`] | captions, descriptions, reasoning, prompts |
@@ -30,5 +31,6 @@ pub mod quiz;
 pub mod random;
 pub mod render;
 pub mod scene;
+pub mod settings;
 pub mod speech;
 pub mod words;

@@ -3,7 +3,8 @@
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use super::grammar::{self, Filling, SETTINGS, Setting};
+use super::grammar::{self, Filling};
+use super::settings::{SETTINGS, Setting};
 use crate::place;
 
 /// Side of a cell in pixels: two patches of the vision tower merged into one token.

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::catalog::CATEGORIES;
-use super::grammar::SETTINGS;
+use super::settings::SETTINGS;
 use super::speech;
 use crate::place::{COLUMNS, ROWS};
 

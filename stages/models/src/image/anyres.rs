@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use image::{RgbImage, imageops};
+use image::RgbImage;
 use serde_json::{Value, json};
 
-use super::cut::{Cutter, triple, value_tables};
-use super::resize::{Filter, resize};
-use super::{NEWLINE, Patches, merge_order};
+use super::canvas::Canvas;
+use super::cut::{Cutter, Part, triple};
+use super::resize::{Filter, Resized};
+use super::{NEWLINE, Patches};
 use crate::error::{ModelError, Result};
 
 /// The settings of `preprocessor_config.json`, LLaVA-NeXT's kind.
@@ -104,21 +104,13 @@ impl AnyRes {
         }
         let best = best_resolution([height as usize, width as usize], &self.pinpoints);
         let side = self.tile / self.patch_size;
-        let cutter = Cutter { patch: self.patch_size, repeat: 1, tables: value_tables(self.rescale, self.normalise) };
-        let whole = resize(image, self.tile as u32, self.tile as u32, filter);
-        let canvas = fit(image, best, filter);
         let [rows, columns] = best.map(|length| length / self.tile);
-        let mut pixels = Vec::with_capacity((1 + rows * columns) * side * side * cutter.width());
-        cutter.cut(&whole, merge_order(side, side, 1), &mut pixels);
-        for (row, column) in merge_order(rows, columns, 1) {
-            let places = merge_order(side, side, 1).map(|(y, x)| (row * side + y, column * side + x));
-            cutter.cut(&canvas, places, &mut pixels);
-        }
-        let tiles = 1 + rows * columns;
+        let whole = Canvas::of(Resized::new(image, [self.tile; 2], filter));
+        let parts = [whole, fit(image, best, filter)].map(|canvas| Part { canvas, block: side });
         let picks = picks([height as usize, width as usize], [rows, columns], side);
         Ok(Patches {
-            pixels: Tensor::from_vec(pixels, (tiles * side * side, cutter.width()), &Device::Cpu)?,
-            grid: [tiles, side, side],
+            pixels: Cutter::new(self.patch_size, 1, self.rescale, self.normalise).cut(&parts)?,
+            grid: [1 + rows * columns, side, side],
             tokens: picks.len(),
             picks: Some(Arc::new(picks)),
         })
@@ -159,17 +151,14 @@ pub fn best_resolution(size: [usize; 2], resolutions: &[[usize; 2]]) -> [usize; 
 }
 
 /// The picture as large as a canvas (height, width) allows, in its middle, black around it.
-fn fit(image: &RgbImage, [rows, columns]: [usize; 2], filter: Filter) -> RgbImage {
+fn fit(image: &RgbImage, [rows, columns]: [usize; 2], filter: Filter) -> Canvas<'_> {
     let (width, height) = (f64::from(image.width()), f64::from(image.height()));
     let (wide, high) = (columns as f64 / width, rows as f64 / height);
     let (new_width, new_height) = match wide < high {
         true => (columns, ((height * wide).ceil() as usize).min(rows)),
         false => (((width * high).ceil() as usize).min(columns), rows),
     };
-    let resized = resize(image, new_width as u32, new_height as u32, filter);
-    let mut canvas = RgbImage::new(columns as u32, rows as u32);
-    imageops::replace(&mut canvas, &resized, ((columns - new_width) / 2) as i64, ((rows - new_height) / 2) as i64);
-    canvas
+    Canvas::around(Resized::new(image, [new_width, new_height], filter), [columns, rows])
 }
 
 /// The tower's row of every token: the first tile's rows, then the grid's lines without padding, a newline behind each.

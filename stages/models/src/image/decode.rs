@@ -34,13 +34,15 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     limits.max_alloc = Some(MEMORY);
     reader.limits(limits);
     let decoded = reader.decode().map_err(|error| refuse(error.to_string()))?;
-    Ok(decoded.to_rgb8())
+    Ok(decoded.into_rgb8())
 }
 
 /// Whether the end marker stands behind the last scan: the decoder itself would fill what is missing with gray.
 fn jpeg_ends(bytes: &[u8]) -> bool {
-    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
-    matches!((last(0xda), last(0xd9)), (Some(scan), Some(end)) if scan < end)
+    let scan = |bytes: &[u8]| bytes.windows(2).any(|pair| pair == [0xff, 0xda]);
+    // The end is looked for from behind and a scan from the front, where they are, rather than through all that lies between.
+    let end = bytes.windows(2).rposition(|pair| pair == [0xff, 0xd9]);
+    end.is_some_and(|end| scan(&bytes[..end]) && !scan(&bytes[end..]))
 }
 
 #[cfg(test)]

@@ -13,12 +13,18 @@
 //! and how many tokens they make.
 
 pub mod anyres;
+mod canvas;
+mod curve;
 mod cut;
 pub mod decode;
 mod measure;
+#[cfg(test)]
+mod plainly;
 mod qwen;
 mod resize;
 pub mod tiles;
+mod turn;
+mod weigh;
 
 use std::sync::Arc;
 
@@ -32,7 +38,7 @@ pub use decode::decode;
 pub use image::RgbImage;
 pub use measure::measure;
 pub use qwen::{ImageProcessor, smart_size};
-pub use resize::{Filter, resize_bicubic};
+pub use resize::Filter;
 pub use tiles::Tiles;
 
 /// In [`Patches::picks`]: the row that ends a line of a picture.

@@ -1,12 +1,12 @@
 //! Qwen's pictures: any size that is a multiple of one merged patch within a pixel budget, its ratio kept.
 
-use candle_core::{Device, Tensor};
 use image::RgbImage;
 use serde_json::{Value, json};
 
-use super::cut::{Cutter, triple, value_tables};
-use super::resize::{Filter, resize};
-use super::{Patches, merge_order};
+use super::Patches;
+use super::canvas::Canvas;
+use super::cut::{Cutter, Part, triple};
+use super::resize::{Filter, Resized};
 use crate::error::{ModelError, Result};
 
 const QWEN2_5: &str = "Qwen2_5_VLProcessor";
@@ -120,25 +120,22 @@ impl ImageProcessor {
             if [width, height].iter().any(|side| !(*side as usize).is_multiple_of(factor)) {
                 return refuse(&format!("resizing is off, so both sides must be multiples of {factor}"));
             }
-            return self.cut(image);
+            return self.cut(Resized::same(image));
         }
         if width.max(height) > 200 * width.min(height) {
             return refuse("one side is more than 200 times the other");
         }
         let (rows, columns) = smart_size(height as usize, width as usize, factor, self.min_pixels, self.max_pixels);
-        self.cut(&resize(image, columns as u32, rows as u32, filter))
+        self.cut(Resized::new(image, [columns, rows], filter))
     }
 
     /// Patches of a picture whose sides already fit, in merge-window order.
-    fn cut(&self, image: &RgbImage) -> Result<Patches> {
-        let (p, m) = (self.patch_size, self.merge_size);
-        let (rows, columns) = (image.height() as usize / p, image.width() as usize / p);
-        let cutter =
-            Cutter { patch: p, repeat: self.temporal_patch_size, tables: value_tables(self.rescale, self.normalise) };
-        let mut pixels = Vec::with_capacity(rows * columns * cutter.width());
-        cutter.cut(image, merge_order(rows, columns, m), &mut pixels);
-        let pixels = Tensor::from_vec(pixels, (rows * columns, cutter.width()), &Device::Cpu)?;
-        Ok(Patches { pixels, grid: [1, rows, columns], tokens: rows * columns / (m * m), picks: None })
+    fn cut(&self, picture: Resized) -> Result<Patches> {
+        let [columns, rows] = picture.size.map(|side| side / self.patch_size);
+        let cutter = Cutter::new(self.patch_size, self.temporal_patch_size, self.rescale, self.normalise);
+        let pixels = cutter.cut(&[Part { canvas: Canvas::of(picture), block: self.merge_size }])?;
+        let tokens = rows * columns / (self.merge_size * self.merge_size);
+        Ok(Patches { pixels, grid: [1, rows, columns], tokens, picks: None })
     }
 }
 

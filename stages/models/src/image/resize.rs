@@ -2,8 +2,11 @@
 //! Torchvision's is the same on fewer bits, as many as let the largest weight fit 16, and its passes have a fixed order.
 //! Sums are whole numbers, so that their order is free.
 
+use std::ops::Range;
+
 use image::RgbImage;
 
+use super::weigh::{Tap, Taps, horizontal, split, vertical};
 use crate::kernel::lanes::wide;
 
 /// Whose bicubic filter. Where contrasts are hard, the two differ by some grey levels.
@@ -19,143 +22,108 @@ pub enum Filter {
 /// Pillow's fixed-point fraction bits of a filter weight.
 const PRECISION: u32 = 22;
 
-/// Fixed-point weights of every target pixel.
-struct Taps {
-    taps: Vec<Tap>,
-    precision: u32,
-}
-
-/// Source pixels that one target pixel reads: where they start and what each counts.
-struct Tap {
-    start: usize,
-    weights: Vec<i32>,
-}
-
-fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    let x = x.abs();
-    if x < 1.0 {
-        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-    } else if x < 2.0 {
-        (((x - 5.0) * x + 8.0) * x - 4.0) * A
-    } else {
-        0.0
-    }
-}
-
 fn taps(source: usize, target: usize, filter: Filter) -> Taps {
     let scale = source as f64 / target as f64;
     let stretch = scale.max(1.0);
     let support = 2.0 * stretch;
-    let exact: Vec<(usize, Vec<f64>)> = (0..target)
-        .map(|index| {
-            let centre = (index as f64 + 0.5) * scale;
-            let start = ((centre - support + 0.5) as i64).max(0) as usize;
-            let end = ((centre + support + 0.5) as usize).min(source);
-            let raw: Vec<f64> = (start..end).map(|x| cubic((x as f64 - centre + 0.5) * (1.0 / stretch))).collect();
-            let total: f64 = raw.iter().sum();
-            (start, raw.into_iter().map(|weight| weight / total).collect())
-        })
-        .collect();
+    let mut taps = Vec::with_capacity(target);
+    // Distances from the middle first, then weights in their place.
+    let mut exact: Vec<f64> = Vec::new();
+    for index in 0..target {
+        let centre = (index as f64 + 0.5) * scale;
+        let start = ((centre - support + 0.5) as i64).max(0) as usize;
+        let end = ((centre + support + 0.5) as usize).min(source);
+        taps.push(Tap { start, first: exact.len(), count: end - start });
+        exact.extend((start..end).map(|x| (x as f64 - centre + 0.5) * (1.0 / stretch)));
+    }
+    cubic(&mut exact);
+    for tap in &taps {
+        let weights = &mut exact[tap.first..][..tap.count];
+        let total: f64 = weights.iter().sum();
+        weights.iter_mut().for_each(|weight| *weight /= total);
+    }
     let precision = match filter {
         Filter::Pillow => PRECISION,
         Filter::Torchvision => {
-            let largest = exact.iter().flat_map(|(_, weights)| weights).copied().fold(0.0, f64::max);
+            let largest = exact.iter().copied().fold(0.0, f64::max);
             let fits = |bits: &u32| ((0.5 + largest * f64::from(1 << (bits + 1))) as i64) < 1 << 15;
             (0..PRECISION).take_while(fits).count() as u32
         }
     };
-    let fixed = |weight: f64| (weight * f64::from(1 << precision)).round() as i32;
-    let tap = |(start, weights): (usize, Vec<f64>)| Tap { start, weights: weights.into_iter().map(fixed).collect() };
-    Taps { taps: exact.into_iter().map(tap).collect(), precision }
-}
-
-impl Taps {
-    /// What the sums of weighted bytes begin with: a half, so that dropping the fraction rounds.
-    fn half(&self) -> i32 {
-        1 << (self.precision - 1)
-    }
-}
-
-#[inline(always)]
-fn byte(sum: i32, precision: u32) -> u8 {
-    (sum >> precision).clamp(0, 255) as u8
-}
-
-/// A picture of another size, by either filter.
-pub(super) fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
-    match filter {
-        Filter::Pillow => resize_bicubic(image, width, height),
-        Filter::Torchvision => vertical(&horizontal(image, width, filter), height, filter),
-    }
-}
-
-/// Pillow's `Image.resize((width, height), BICUBIC)`.
-///
-/// Since version 13 Pillow takes the vertical pass first where the height shrinks by more than twice as many pixels as the width;
-/// earlier versions never do. Rounding between the passes makes the two differ by some grey levels where contrasts are hard.
-pub fn resize_bicubic(image: &RgbImage, width: u32, height: u32) -> RgbImage {
-    let [shrink_x, shrink_y] =
-        [(image.width(), width), (image.height(), height)].map(|(from, to)| i64::from(from) - i64::from(to));
-    if shrink_y > 0 && shrink_y > 2 * shrink_x {
-        return horizontal(&vertical(image, height, Filter::Pillow), width, Filter::Pillow);
-    }
-    vertical(&horizontal(image, width, Filter::Pillow), height, Filter::Pillow)
-}
-
-fn horizontal(image: &RgbImage, width: u32, filter: Filter) -> RgbImage {
-    if width == image.width() {
-        return image.clone();
-    }
-    let taps = taps(image.width() as usize, width as usize, filter);
-    let mut out = RgbImage::new(width, image.height());
-    let (from, to) = (3 * image.width() as usize, 3 * width as usize);
-    for (line, out) in image.as_raw().chunks_exact(from).zip(out.chunks_exact_mut(to)) {
-        weigh_pixels(line, &taps, out);
-    }
-    out
-}
-
-fn vertical(image: &RgbImage, height: u32, filter: Filter) -> RgbImage {
-    if height == image.height() {
-        return image.clone();
-    }
-    let taps = taps(image.height() as usize, height as usize, filter);
-    let mut out = RgbImage::new(image.width(), height);
-    let size = 3 * image.width() as usize;
-    let mut sums = vec![0; size];
-    for (tap, out) in taps.taps.iter().zip(out.chunks_exact_mut(size)) {
-        sums.fill(taps.half());
-        weigh_lines(&image.as_raw()[tap.start * size..], tap, taps.precision, &mut sums, out);
-    }
-    out
+    let mut weights = vec![0; exact.len()];
+    fix(&exact, f64::from(1 << precision), &mut weights);
+    Taps { taps, weights, precision }
 }
 
 wide! {
-    fn weigh_pixels(line: &[u8], taps: &Taps, out: &mut [u8]) {
-        for (tap, out) in taps.taps.iter().zip(out.chunks_exact_mut(3)) {
-            let mut sums = [taps.half(); 3];
-            for (pixel, weight) in line[3 * tap.start..].chunks_exact(3).zip(&tap.weights) {
-                for (sum, value) in sums.iter_mut().zip(pixel) {
-                    *sum += i32::from(*value) * weight;
-                }
-            }
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = byte(sum, taps.precision);
-            }
+    /// Puts the filter's value in place of each distance.
+    fn cubic(distances: &mut [f64]) {
+        const A: f64 = -0.5;
+        for distance in distances {
+            let x = distance.abs();
+            let near = ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0;
+            let far = (((x - 5.0) * x + 8.0) * x - 4.0) * A;
+            *distance = if x < 1.0 { near } else if x < 2.0 { far } else { 0.0 };
         }
     }
 }
 
 wide! {
-    fn weigh_lines(lines: &[u8], tap: &Tap, precision: u32, sums: &mut [i32], out: &mut [u8]) {
-        for (line, weight) in lines.chunks_exact(sums.len()).zip(&tap.weights) {
-            for (sum, value) in sums.iter_mut().zip(line) {
-                *sum += i32::from(*value) * weight;
-            }
+    fn fix(exact: &[f64], one: f64, weights: &mut [i32]) {
+        for (weight, exact) in weights.iter_mut().zip(exact) {
+            *weight = (exact * one).round() as i32;
         }
-        for (out, sum) in out.iter_mut().zip(sums.iter()) {
-            *out = byte(*sum, precision);
+    }
+}
+
+/// A picture of another size, of which any lines can be had.
+pub(super) struct Resized<'a> {
+    image: &'a RgbImage,
+    /// Width and height in pixels.
+    pub(super) size: [usize; 2],
+    /// The weights of each pass that is needed.
+    across: Option<Taps>,
+    down: Option<Taps>,
+    down_first: bool,
+}
+
+impl<'a> Resized<'a> {
+    /// An image that has a pixel, of another size.
+    ///
+    /// Since version 13 Pillow takes the vertical pass first where the height shrinks by more than twice as many pixels as the width;
+    /// earlier versions never do. Rounding between the passes makes the two differ by some grey levels where contrasts are hard.
+    /// Torchvision never does.
+    pub(super) fn new(image: &'a RgbImage, size: [usize; 2], filter: Filter) -> Resized<'a> {
+        let from = [image.width(), image.height()].map(|side| side as usize);
+        let [shrink_x, shrink_y] = [0, 1].map(|axis| from[axis] as i64 - size[axis] as i64);
+        let pass = |axis: usize| (from[axis] != size[axis]).then(|| taps(from[axis], size[axis], filter));
+        let down_first = filter == Filter::Pillow && shrink_y > 0 && shrink_y > 2 * shrink_x;
+        Resized { image, size, across: pass(0), down: pass(1), down_first }
+    }
+
+    /// A picture as it is.
+    pub(super) fn same(image: &'a RgbImage) -> Resized<'a> {
+        let size = [image.width(), image.height()].map(|side| side as usize);
+        Resized::new(image, size, Filter::default())
+    }
+
+    /// Some lines, one at least; each holds all its red values, all green, all blue.
+    pub(super) fn lines(&self, lines: Range<usize>) -> Vec<u8> {
+        let size = 3 * self.image.width() as usize;
+        let source = |lines: Range<usize>| &self.image.as_raw()[lines.start * size..lines.end * size];
+        match &self.down {
+            None => self.widen(source(lines)),
+            Some(down) if self.down_first => self.widen(&vertical(source(down.sources(&lines)), size, down, lines)),
+            Some(down) => vertical(&self.widen(source(down.sources(&lines))), 3 * self.size[0], down, lines),
+        }
+    }
+
+    /// Lines of pixels as wide as the image, as lines of parted channels of the wanted width.
+    fn widen(&self, lines: &[u8]) -> Vec<u8> {
+        let width = self.image.width() as usize;
+        match &self.across {
+            None => split(lines, width),
+            Some(across) => horizontal(lines, width, across),
         }
     }
 }
@@ -169,14 +137,20 @@ mod tests {
     fn torchvision_is_met_to_the_bit() {
         let value = |x: u32, y: u32, c: u32| ((x * 73 + y * 151 + c * 59).pow(2) / 7 % 256) as u8;
         let image = RgbImage::from_fn(31, 17, |x, y| image::Rgb([0, 1, 2].map(|c| value(x, y, c))));
+        let resized = |width: usize, height: usize, filter| {
+            let parted = Resized::new(&image, [width, height], filter).lines(0..height);
+            let pixel =
+                |place: usize| (0..3).map(move |channel| 3 * (place / width * width) + channel * width + place % width);
+            (0..width * height).flat_map(pixel).map(|place| parted[place]).collect::<Vec<u8>>()
+        };
         for (width, height, first, sum) in [
             (12, 23, [168, 181, 164, 182, 100, 147, 77, 153, 123, 156, 94, 54], 39_792_547u64),
             (40, 9, [103, 207, 144, 118, 180, 100, 132, 157, 100, 141, 138, 141], 67_774_742),
         ] {
-            let values = resize(&image, width, height, Filter::Torchvision).into_raw();
+            let values = resized(width, height, Filter::Torchvision);
             assert_eq!(values[..12], first);
             assert_eq!(values.iter().zip(1u64..).map(|(value, place)| place * u64::from(*value)).sum::<u64>(), sum);
         }
-        assert_ne!(resize(&image, 12, 23, Filter::Torchvision), resize(&image, 12, 23, Filter::Pillow));
+        assert_ne!(resized(12, 23, Filter::Torchvision), resized(12, 23, Filter::Pillow));
     }
 }

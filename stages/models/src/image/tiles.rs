@@ -1,12 +1,12 @@
 //! InternVL's pictures: a grid of square tiles whose ratio is nearest to the picture's, then the whole picture as one more tile.
 
-use candle_core::{Device, Tensor};
 use image::RgbImage;
 use serde_json::{Value, json};
 
-use super::cut::{Cutter, triple, value_tables};
-use super::resize::{Filter, resize};
-use super::{Patches, merge_order};
+use super::Patches;
+use super::canvas::Canvas;
+use super::cut::{Cutter, Part, triple};
+use super::resize::{Filter, Resized};
 use crate::error::{ModelError, Result};
 
 /// The settings of InternVL's picture processor.
@@ -149,22 +149,19 @@ impl Tiles {
             true => self.canvas(width as usize, height as usize),
             false => (1, 1),
         };
-        let (side, tile) = (self.tile / self.patch_size, self.tile as u32);
-        let cutter = Cutter { patch: self.patch_size, repeat: 1, tables: value_tables(self.rescale, self.normalise) };
-        let canvas = resize(image, columns as u32 * tile, rows as u32 * tile, filter);
-        let mut pixels = Vec::new();
-        for (row, column) in merge_order(rows, columns, 1) {
-            let places = merge_order(side, side, 1).map(|(y, x)| (row * side + y, column * side + x));
-            cutter.cut(&canvas, places, &mut pixels);
+        let block = self.tile / self.patch_size;
+        let part = |columns: usize, rows: usize| {
+            let size = [columns, rows].map(|tiles| tiles * self.tile);
+            Part { canvas: Canvas::of(Resized::new(image, size, filter)), block }
+        };
+        let mut parts = vec![part(columns, rows)];
+        if rows * columns > 1 {
+            parts.push(part(1, 1));
         }
-        let mut tiles = rows * columns;
-        if tiles > 1 {
-            cutter.cut(&resize(image, tile, tile, filter), merge_order(side, side, 1), &mut pixels);
-            tiles += 1;
-        }
+        let tiles = rows * columns + parts.len() - 1;
         Ok(Patches {
-            pixels: Tensor::from_vec(pixels, (tiles * side * side, cutter.width()), &Device::Cpu)?,
-            grid: [tiles, side, side],
+            pixels: Cutter::new(self.patch_size, 1, self.rescale, self.normalise).cut(&parts)?,
+            grid: [tiles, block, block],
             tokens: tiles * self.tile_tokens(),
             picks: None,
         })

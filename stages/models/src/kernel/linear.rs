@@ -1,7 +1,8 @@
 //! `y = x W^T + b` with one fixed order of summation.
 //!
 //! Rows are taken in blocks of two registers. A block is turned so that its rows lie across the lanes; then each weight is one
-//! broadcast that multiplies all rows of the block, and each output has one accumulator that runs over the input width.
+//! broadcast that multiplies all rows of the block, and each output has one accumulator that runs over the input width. A few rows
+//! alone go another way to the same bits ([`super::few`]).
 
 #![allow(
     unsafe_code,
@@ -10,12 +11,15 @@
 
 use rayon::prelude::*;
 
+use super::few::{FEW, few_rows};
 use super::lanes::{Lanes, Level, Plain};
 
 /// Outputs of one register tile.
 const TILE: usize = 8;
 /// Registers of rows in a block.
 const DEEP: usize = 2;
+/// Values of a cache line.
+const LINE: usize = 16;
 /// Multiply-adds below which threads cost more than they give.
 const WORTH_THREADS: usize = 1 << 20;
 
@@ -126,7 +130,9 @@ unsafe fn block<L: Lanes>(x: &[f32], matrix: Matrix<'_>, y: &mut [f32]) {
     let rows = x.len() / matrix.width;
     // SAFETY: `block` is called on a processor that has L; the slices are whole rows.
     unsafe {
-        if rows <= L::N {
+        if rows <= FEW {
+            few_rows::<L>(x, matrix, y);
+        } else if rows <= L::N {
             rows_by_outputs::<L, 1>(x, matrix, y);
         } else {
             rows_by_outputs::<L, DEEP>(x, matrix, y);
@@ -199,7 +205,14 @@ unsafe fn multiply<L: Lanes, const R: usize, const J: usize>(
         for (sums, start) in sums.iter_mut().zip(start) {
             *sums = [L::splat(*start); R];
         }
+        let mut next = weight.as_ptr().wrapping_add(J * width);
         for k in 0..width {
+            if k % LINE == 0 {
+                for _ in 0..J {
+                    L::prefetch(next);
+                    next = next.wrapping_add(LINE);
+                }
+            }
             let mut rows = [L::splat(0.0); R];
             for (r, row) in rows.iter_mut().enumerate() {
                 *row = L::load(panel.as_ptr().add((k * R + r) * L::N));
@@ -249,21 +262,38 @@ mod tests {
 
     #[test]
     fn a_row_never_depends_on_its_mates_the_threads_or_the_level() {
-        let (width, out) = (96, 133);
-        let (x, w) = (values(130 * width, 4), values(out * width, 5));
-        let matrix = Matrix { weight: &w, bias: None, width };
-        let mut whole = vec![];
-        linear_at(Level::Plain, &x, matrix, &mut whole, 1);
-        for level in levels() {
-            for rows in [1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64, 130] {
-                for threads in [1, 3] {
-                    let mut y = vec![];
-                    linear_at(level, &x[..rows * width], matrix, &mut y, threads);
-                    assert!(
-                        y.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits()),
-                        "{level:?} {rows} {threads}"
-                    );
+        for (width, out) in [(96, 133), (77, 50), (5, 3)] {
+            let (x, w, b) = (values(130 * width, 4), values(out * width, 5), values(out, 6));
+            let matrix = Matrix { weight: &w, bias: Some(&b), width };
+            let mut whole = vec![];
+            linear_at(Level::Plain, &x, matrix, &mut whole, 1);
+            for level in levels() {
+                for rows in (1..=9).chain([16, 17, 31, 32, 33, 64, 130]) {
+                    for threads in [1, 3] {
+                        let mut y = vec![];
+                        linear_at(level, &x[..rows * width], matrix, &mut y, threads);
+                        let same = y.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(
+                            same && y.len() == rows * out,
+                            "{level:?} {width} x {out}, {rows} rows, {threads} threads"
+                        );
+                    }
                 }
+            }
+        }
+    }
+
+    /// The plain form takes few rows, too, so that it is held to the sum in its plain order here.
+    #[test]
+    fn sums_run_in_the_order_of_the_width() {
+        let (width, out) = (77, 50);
+        let (x, w) = (values(9 * width, 4), values(out * width, 5));
+        let mut y = vec![];
+        linear(&x, Matrix { weight: &w, bias: None, width }, &mut y, 1);
+        for (row, y) in x.chunks_exact(width).zip(y.chunks_exact(out)) {
+            for (w, y) in w.chunks_exact(width).zip(y) {
+                let sum = w.iter().zip(row).fold(0.0f32, |sum, (w, x)| w.mul_add(*x, sum));
+                assert_eq!(sum.to_bits(), y.to_bits());
             }
         }
     }

@@ -15,6 +15,7 @@
 //! run the plain form.
 
 pub mod attend;
+mod few;
 pub mod lanes;
 pub mod linear;
 pub mod rows;

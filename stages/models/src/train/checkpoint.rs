@@ -1,8 +1,9 @@
 //! Checkpoints: weights, moments and the log of a training, so that a killed one goes on to the same final bytes.
 //!
 //! A checkpoint is one file, `step-NNNNNN.safetensors`, written under another name and renamed; the log travels in its
-//! header. Data order and draws are functions of the seed and the step, so nothing else is needed. Older files go once a
-//! newer one stands; a torn file never has the final name.
+//! header. Weights that are not f32 stand there twice, as the model has them and as the optimiser does. Data order and draws
+//! are functions of the seed and the step, so nothing else is needed. Older files go once a newer one stands; a torn file never
+//! has the final name.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -5,8 +5,8 @@
 //! the vision tower is frozen. A dead group (all rewards equal) is counted and left out: its responses cost no update.
 //!
 //! Prior sampling: a prompt with a given trajectory puts it among the group's samples ([`Prior`] says how); its reward takes
-//! part in mean and deviation and it gets its own advantage. Log-probabilities of the reference are those of a frozen copy of
-//! the model as it was at the start.
+//! part in mean and deviation and it gets its own advantage. Log-probabilities of the reference are those of the model as it
+//! was at the start: a frozen copy, or, under an adapter, the weights below it.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -24,11 +24,11 @@ use super::images::ImageCache;
 use super::logprob::logprobs;
 use super::objective::{Objective, Tokens};
 use super::order::{places, stream};
-use super::session::{Session, StepConfig};
+use super::session::{Session, StepConfig, drive};
 use crate::error::{ModelError, Result};
 use crate::generate::GenerateRequest;
 use crate::sample::Sampling;
-use crate::vlm::{Model, Packed, Prompt, Vlm};
+use crate::vlm::{Model, Packed, Prompt, Trainable, Vlm};
 
 /// How a given trajectory joins a group of G.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -140,29 +140,30 @@ pub fn train(
     observe: &mut dyn FnMut(&GrpoStep) -> Verdict,
 ) -> Result<Vec<(GrpoStep, Vec<Sample>)>> {
     check(tasks, config)?;
-    let reference = if config.objective.beta > 0.0 { Some(vlm.deep_copy()?) } else { None };
-    let mut session = Session::open(vlm, config.steps, checkpoints)?;
-    let mut history: Vec<(GrpoStep, Vec<Sample>)> = session.history()?;
-    let mut pictures = Pictures { policy: ImageCache::default(), reference: ImageCache::default() };
-    while let Some(step) = session.next() {
+    let reference = if config.objective.beta > 0.0 { Some(reference(vlm)?) } else { None };
+    let mut pictures = ImageCache::default();
+    let mut step = |session: &mut Session<'_>, step: usize| {
         let drawn = places(config.steps.seed, tasks.len(), config.prompts, step);
         let mut groups = draw(vlm, tasks, config, reward, &drawn, step)?;
         let dead = settle(&mut groups, config);
         let (update, taken) = {
-            let reference = reference.as_ref().map(Vlm::model);
-            let mut learner = Learner { session: &mut session, config, tasks, reference, pictures: &mut pictures };
+            let reference = reference.as_ref();
+            let mut learner = Learner { session, config, tasks, reference, pictures: &mut pictures };
             vlm.pool().install(|| learner.learn(&groups))?
         };
         let line = numbers(step, &groups, &dead, update, taken);
-        let stop = observe(&line).is_break();
-        let entry = (line, groups.into_iter().flat_map(|group| group.members).map(|member| member.sample).collect());
-        session.end(&entry, stop)?;
-        history.push(entry);
-        if stop {
-            break;
-        }
+        Ok((line, groups.into_iter().flat_map(|group| group.members).map(|member| member.sample).collect()))
+    };
+    drive(vlm, config.steps, checkpoints, &mut step, &mut |(line, _): &(GrpoStep, Vec<Sample>)| observe(line))
+}
+
+/// The model as it is now, whatever training makes of it. An adapter leaves the weights below it alone, so that they are shared:
+/// with a new one nothing is copied.
+fn reference(vlm: &Vlm) -> Result<Model> {
+    match vlm.weights().adapter() {
+        Some(_) => vlm.view(Trainable::Nothing),
+        None => Ok(vlm.deep_copy()?.model().clone()),
     }
-    Ok(history)
 }
 
 fn check(tasks: &[Task], config: &GrpoConfig) -> Result<()> {
@@ -276,12 +277,6 @@ fn settle(groups: &mut [Group], config: &GrpoConfig) -> Vec<bool> {
     dead
 }
 
-/// Encoded pictures under the policy's and the reference's tower.
-struct Pictures {
-    policy: ImageCache,
-    reference: ImageCache,
-}
-
 /// What an update reports.
 #[derive(Debug, Clone, Copy, Default)]
 struct Updated {
@@ -295,7 +290,8 @@ struct Learner<'s, 'a> {
     config: &'s GrpoConfig,
     tasks: &'s [Task],
     reference: Option<&'s Model>,
-    pictures: &'s mut Pictures,
+    /// Encoded pictures under the tower that stays as it is: everybody's where it is frozen, else the reference's.
+    pictures: &'s mut ImageCache,
 }
 
 /// The packed batch of a step with what the objective must know.
@@ -318,20 +314,27 @@ impl Learner<'_, '_> {
             return Ok((first, taken.rate));
         };
         for update in 0..self.config.updates {
-            let hidden = self.session.model.forward(&lesson.packed, lesson.embeds.as_ref())?;
-            let logp = logprobs(&hidden, self.session.model.head(), &lesson.rows, &lesson.targets)?;
-            if update == 0 && self.config.updates > 1 {
-                lesson.tokens.old = Some(values(&logp)?);
-            }
-            let (loss, kl) = self.config.objective.loss(&logp, &lesson.tokens)?;
-            self.session.gather(&loss, 1.0)?;
+            let (loss, kl) = self.pass(&mut lesson, update)?;
             let taken = self.session.take()?;
             if update == 0 {
-                first = Updated { loss: scalar(&loss)?, kl: scalar(&kl)?, norm: taken.norm };
+                first = Updated { loss, kl, norm: taken.norm };
             }
             rate = taken.rate;
         }
         Ok((first, rate))
+    }
+
+    /// One pass forward and back; returns loss and divergence. Its graph is gone when the step is taken.
+    fn pass(&mut self, lesson: &mut Lesson, update: usize) -> Result<(f64, f64)> {
+        let model = self.session.model()?;
+        let hidden = model.forward(&lesson.packed, lesson.embeds.as_ref())?;
+        let logp = logprobs(&hidden, model.head(), &lesson.rows, &lesson.targets)?;
+        if update == 0 && self.config.updates > 1 {
+            lesson.tokens.old = Some(values(&logp)?);
+        }
+        let (loss, kl) = self.config.objective.loss(&logp, &lesson.tokens)?;
+        self.session.gather(&loss, 1.0)?;
+        Ok((scalar(&loss)?, scalar(&kl)?))
     }
 
     /// Packs the live responses of a step; `None` when there is none.
@@ -349,7 +352,7 @@ impl Learner<'_, '_> {
             }
             let prompt = &self.tasks[group.task].prompt;
             let embeds = match self.config.steps.freeze_vision {
-                true => self.pictures.policy.embeds(self.session.vlm.model(), group.task, prompt)?,
+                true => self.pictures.embeds(self.session.vlm.model(), group.task, prompt)?,
                 false => None,
             };
             let ids: Vec<&[u32]> = members.iter().map(|member| member.ids.as_slice()).collect();
@@ -368,19 +371,28 @@ impl Learner<'_, '_> {
         }
         let (packed, embeds) = batch.pack(self.session.vlm.device())?;
         let (rows, targets) = join_spans(spans);
-        tokens.reference = self.judge(&packed, &places, &rows, &targets)?;
+        tokens.reference = self.judge(&packed, embeds.as_ref(), &places, &rows, &targets)?;
         Ok(Some(Lesson { packed, embeds, rows, targets, tokens }))
     }
 
-    /// Log-probabilities of the batch's responses under the reference.
-    fn judge(&mut self, packed: &Packed, tasks: &[usize], rows: &[u32], targets: &[u32]) -> Result<Option<Vec<f32>>> {
+    /// Log-probabilities of the batch's responses under the reference. `embeds` are its pictures under a frozen tower, which is
+    /// the reference's, too.
+    fn judge(
+        &mut self,
+        packed: &Packed,
+        embeds: Option<&Tensor>,
+        tasks: &[usize],
+        rows: &[u32],
+        targets: &[u32],
+    ) -> Result<Option<Vec<f32>>> {
         let Some(reference) = self.reference else { return Ok(None) };
-        let mut embeds = Vec::new();
-        for &task in tasks {
-            embeds.extend(self.pictures.reference.embeds(reference, task, &self.tasks[task].prompt)?);
+        let mut own = Vec::new();
+        for &task in tasks.iter().filter(|_| embeds.is_none()) {
+            own.extend(self.pictures.embeds(reference, task, &self.tasks[task].prompt)?);
         }
-        let embeds = if embeds.is_empty() { None } else { Some(Tensor::cat(&embeds, 0)?) };
-        let hidden = reference.forward(packed, embeds.as_ref())?;
+        let own = if own.is_empty() { None } else { Some(Tensor::cat(&own, 0)?) };
+        let embeds = embeds.or(own.as_ref());
+        let hidden = reference.forward(packed, embeds)?;
         Ok(Some(values(&logprobs(&hidden, reference.head(), rows, targets)?)?))
     }
 }

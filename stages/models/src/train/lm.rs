@@ -6,7 +6,7 @@ use super::Verdict;
 use super::batch::Batch;
 use super::checkpoint::Checkpoints;
 use super::logprob::weighted;
-use super::session::{Session, StepConfig};
+use super::session::{Session, StepConfig, drive};
 use crate::error::{ModelError, Result};
 use crate::vlm::{Prompt, Vlm};
 
@@ -44,21 +44,13 @@ pub fn train(
     checkpoints: Option<&Checkpoints>,
     observe: &mut dyn FnMut(&LmStep) -> Verdict,
 ) -> Result<Vec<LmStep>> {
-    let mut session = Session::open(vlm, config, checkpoints)?;
-    let mut history: Vec<LmStep> = session.history()?;
-    while let Some(step) = session.next() {
+    let mut step = |session: &mut Session<'_>, step: usize| {
         let sequences = batch(step)?;
-        let loss = vlm.pool().install(|| step_loss(&mut session, &sequences))?;
+        let loss = vlm.pool().install(|| step_loss(session, &sequences))?;
         let taken = session.take()?;
-        let line = LmStep { step: step + 1, loss, norm: taken.norm, rate: taken.rate };
-        let stop = observe(&line).is_break();
-        session.end(&line, stop)?;
-        history.push(line);
-        if stop {
-            break;
-        }
-    }
-    Ok(history)
+        Ok(LmStep { step: step + 1, loss, norm: taken.norm, rate: taken.rate })
+    };
+    drive(vlm, config, checkpoints, &mut step, observe)
 }
 
 fn step_loss(session: &mut Session<'_>, sequences: &[Sequence]) -> Result<f64> {
@@ -84,8 +76,9 @@ fn step_loss(session: &mut Session<'_>, sequences: &[Sequence]) -> Result<f64> {
     }
     let coefficients: Vec<f32> = weights.iter().map(|weight| -weight / total).collect();
     let (packed, embeds) = batch.pack(session.vlm.device())?;
-    let hidden = session.model.forward(&packed, embeds.as_ref())?;
-    let loss = weighted(&hidden, session.model.head(), &rows, &targets, &coefficients)?;
+    let model = session.model()?;
+    let hidden = model.forward(&packed, embeds.as_ref())?;
+    let loss = weighted(&hidden, model.head(), &rows, &targets, &coefficients)?;
     let value = f64::from(loss.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
     session.gather(&loss, 1.0)?;
     Ok(value)

@@ -10,7 +10,7 @@ use super::checkpoint::Checkpoints;
 use super::images::ImageCache;
 use super::logprob::weighted;
 use super::order::places;
-use super::session::{Session, StepConfig};
+use super::session::{Session, StepConfig, drive};
 use crate::error::{ModelError, Result};
 use crate::vlm::{Prompt, Vlm};
 
@@ -63,30 +63,21 @@ pub fn train(
     if examples.is_empty() {
         return Err(ModelError::Setting("there is no example to learn from".to_owned()));
     }
-    let mut session = Session::open(vlm, config.steps, checkpoints)?;
-    let mut history: Vec<SftStep> = session.history()?;
     let mut images = ImageCache::default();
-    while let Some(step) = session.next() {
+    let mut step = |session: &mut Session<'_>, step: usize| {
         let drawn = places(config.steps.seed, examples.len(), config.batch * config.accumulation, step);
         let (mut loss, mut tokens) = (0.0, 0);
         for part in drawn.chunks(config.batch) {
             let cache = config.steps.freeze_vision.then_some(&mut images);
             let scale = 1.0 / config.accumulation as f32;
-            let (part_loss, part_tokens) =
-                vlm.pool().install(|| micro_batch(&mut session, examples, part, cache, scale))?;
+            let (part_loss, part_tokens) = vlm.pool().install(|| micro_batch(session, examples, part, cache, scale))?;
             loss += part_loss * f64::from(scale);
             tokens += part_tokens;
         }
         let taken = session.take()?;
-        let line = SftStep { step: step + 1, loss, tokens, norm: taken.norm, rate: taken.rate };
-        let stop = observe(&line).is_break();
-        session.end(&line, stop)?;
-        history.push(line);
-        if stop {
-            break;
-        }
-    }
-    Ok(history)
+        Ok(SftStep { step: step + 1, loss, tokens, norm: taken.norm, rate: taken.rate })
+    };
+    drive(vlm, config.steps, checkpoints, &mut step, observe)
 }
 
 fn micro_batch(
@@ -110,9 +101,10 @@ fn micro_batch(
         }
     }
     let (packed, embeds) = batch.pack(session.vlm.device())?;
-    let hidden = session.model.forward(&packed, embeds.as_ref())?;
+    let model = session.model()?;
+    let hidden = model.forward(&packed, embeds.as_ref())?;
     let coefficients = vec![-1.0 / rows.len() as f32; rows.len()];
-    let loss = weighted(&hidden, session.model.head(), &rows, &targets, &coefficients)?;
+    let loss = weighted(&hidden, model.head(), &rows, &targets, &coefficients)?;
     let value = f64::from(loss.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
     session.gather(&loss, scale)?;
     Ok((value, rows.len()))

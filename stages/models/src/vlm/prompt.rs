@@ -45,7 +45,7 @@ impl Vlm {
         let (bos, eos) = (tokenizer.special("bos_token"), tokenizer.special("eos_token"));
         let placeholder = tokenizer.token(self.config.image_token_id()).unwrap_or_default();
         let text = self.assets.chat.render(turns, open, &placeholder, bos, eos)?;
-        let process = |image| self.prefixes.processed(image, || self.assets.processor.process(image));
+        let process = |image| self.prefixes.processed(image, || self.in_pool(|| self.assets.processor.process(image)));
         let processed: Result<Vec<Patches>> = images.iter().map(process).collect();
         self.prompt_of_text(text, processed?)
     }

@@ -12,18 +12,19 @@
 
 use serde_json::{Value, json};
 
-use crate::ops::HeadShape;
 use crate::vlm::section::{Said, Section};
 use crate::vlm::text::{Decoder, TextConfig};
-use crate::vlm::vision::{Activation, BlockStyle};
+use crate::vlm::vision::{Activation, BlockStyle, TileTower};
 
 /// The whole architecture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// The language model.
     pub text: TextConfig,
-    /// The vision tower.
-    pub vision: VisionConfig,
+    /// The vision tower, InternViT.
+    pub vision: TileTower,
+    /// Whether the tower has no norm behind its last block.
+    pub mean_pooling: bool,
     /// The token that stands for one token of a picture. The published form leaves it to the tokenizer; it is looked up there.
     pub image_token_id: u32,
     /// Patches a side that become one token.
@@ -36,75 +37,13 @@ pub struct Config {
     pub eos_token_id: Option<u32>,
 }
 
-/// InternViT.
-#[derive(Debug, Clone, PartialEq)]
-pub struct VisionConfig {
-    /// Number of blocks.
-    pub layers: usize,
-    /// Width of a patch row.
-    pub hidden_size: usize,
-    /// Width of the feed-forward layer.
-    pub intermediate_size: usize,
-    /// Number of heads.
-    pub heads: usize,
-    /// Side of a tile in pixels.
-    pub image_size: usize,
-    /// Side of a patch in pixels.
-    pub patch_size: usize,
-    /// Whether norms are layer norms.
-    pub layer_norm: bool,
-    /// Added to the variance or the mean square in norms.
-    pub eps: f64,
-    /// The activation of the feed-forward layer.
-    pub activation: Activation,
-    /// Whether queries, keys and values have biases.
-    pub qkv_bias: bool,
-    /// Whether queries and keys are normed.
-    pub qk_norm: bool,
-    /// Whether the tower has no norm behind its last block.
-    pub mean_pooling: bool,
-}
-
-impl VisionConfig {
-    /// Patches along a tile's side.
-    pub fn side(&self) -> usize {
-        self.image_size / self.patch_size
-    }
-
-    /// Rows of a tile: the class and the patches.
-    pub fn positions(&self) -> usize {
-        1 + self.side() * self.side()
-    }
-
-    /// Values of one flattened patch.
-    pub fn patch_width(&self) -> usize {
-        3 * self.patch_size * self.patch_size
-    }
-
-    /// What the blocks have in common.
-    pub fn style(&self) -> BlockStyle {
-        BlockStyle {
-            heads: HeadShape { heads: self.heads, kv_heads: self.heads, head_dim: self.hidden_size / self.heads },
-            layer_norm: self.layer_norm,
-            eps: self.eps,
-            activation: Some(self.activation),
-            qkv_bias: self.qkv_bias,
-            qk_norm: self.qk_norm,
-            layer_scale: true,
-        }
-    }
-}
-
 /// The tokenizer's token for one token of a picture, where the configuration names none.
 pub const PLACEHOLDER: &str = "<IMG_CONTEXT>";
 
 impl Config {
     /// Blocks of the tower that are computed.
     pub fn depth(&self) -> usize {
-        match self.feature_layer {
-            layer if layer < 0 => (self.vision.layers as i64 + 1 + layer).max(0) as usize,
-            layer => layer as usize,
-        }
+        self.vision.depth(self.feature_layer)
     }
 
     /// The configuration that a JSON value spells; `placeholder` is the tokenizer's id of [`PLACEHOLDER`].
@@ -138,7 +77,8 @@ impl Config {
                 false,
                 value["tie_word_embeddings"].as_bool().filter(|_| !published),
             )?,
-            vision: if published { published_vision(&vision)? } else { own_vision(&vision)? },
+            vision: tower(&vision, published)?,
+            mean_pooling: published || vision.value["use_mean_pooling"].as_bool().unwrap_or(true),
             image_token_id: token
                 .ok_or_else(|| format!("`image_token_id` is missing, and the tokenizer has no `{PLACEHOLDER}`"))?,
             merge: merge as usize,
@@ -159,22 +99,13 @@ impl Config {
     /// A message that names the numbers that do not fit.
     pub fn check(&self) -> std::result::Result<(), String> {
         self.text.check()?;
+        self.vision.check(self.feature_layer)?;
         let vision = &self.vision;
-        if vision.heads == 0 || !vision.hidden_size.is_multiple_of(2 * vision.heads) {
-            return Err(format!(
-                "vision width {} must be a multiple of 2 x {} heads",
-                vision.hidden_size, vision.heads
-            ));
-        }
-        if vision.patch_size == 0 || self.merge == 0 || vision.side() == 0 || !vision.side().is_multiple_of(self.merge)
-        {
+        if self.merge == 0 || !vision.side().is_multiple_of(self.merge) {
             return Err(format!(
                 "tiles of {} pixels, patches of {}: their number a side does not divide by {}",
                 vision.image_size, vision.patch_size, self.merge
             ));
-        }
-        if self.depth() == 0 || self.depth() > vision.layers {
-            return Err(format!("layer {} is none of {}", self.feature_layer, vision.layers));
         }
         Ok(())
     }
@@ -204,21 +135,21 @@ impl Config {
             "tie_word_embeddings": self.text.tie_word_embeddings,
             "torch_dtype": "float32",
             "vision_config": {
-                "attention_bias": vision.qkv_bias,
-                "hidden_act": vision.activation.name(),
+                "attention_bias": vision.style.qkv_bias,
+                "hidden_act": vision.style.activation.map(Activation::name),
                 "hidden_size": vision.hidden_size,
                 "image_size": [vision.image_size, vision.image_size],
                 "intermediate_size": vision.intermediate_size,
-                "layer_norm_eps": vision.eps,
+                "layer_norm_eps": vision.style.eps,
                 "model_type": "internvl_vision",
-                "norm_type": if vision.layer_norm { "layer_norm" } else { "rms_norm" },
-                "num_attention_heads": vision.heads,
+                "norm_type": if vision.style.layer_norm { "layer_norm" } else { "rms_norm" },
+                "num_attention_heads": vision.style.heads.heads,
                 "num_channels": 3,
                 "num_hidden_layers": vision.layers,
                 "patch_size": [vision.patch_size, vision.patch_size],
                 "use_mask_token": false,
-                "use_mean_pooling": vision.mean_pooling,
-                "use_qk_norm": vision.qk_norm,
+                "use_mean_pooling": self.mean_pooling,
+                "use_qk_norm": vision.style.qk_norm,
             },
             "vision_feature_layer": self.feature_layer,
             "vision_feature_select_strategy": "default",
@@ -237,40 +168,30 @@ fn square(vision: &Section<'_>, key: &str, fallback: usize) -> Said<usize> {
     }
 }
 
-fn own_vision(vision: &Section<'_>) -> Said<VisionConfig> {
-    if vision.value["use_absolute_position_embeddings"] == false {
-        return Err("`vision_config.use_absolute_position_embeddings` is off, which is not supported".into());
-    }
-    Ok(VisionConfig {
-        layers: vision.number_or("num_hidden_layers", 24)?,
-        hidden_size: vision.number_or("hidden_size", 1024)?,
-        intermediate_size: vision.number_or("intermediate_size", 4096)?,
-        heads: vision.number_or("num_attention_heads", 16)?,
-        image_size: square(vision, "image_size", 448)?,
-        patch_size: square(vision, "patch_size", 14)?,
+/// The published form states every size.
+fn tower(vision: &Section<'_>, published: bool) -> Said<TileTower> {
+    let size = |key: &str, fallback: usize| match published {
+        true => vision.number(key),
+        false => vision.number_or(key, fallback),
+    };
+    let (bias, norm) = if published { ("qkv_bias", "qk_normalization") } else { ("attention_bias", "use_qk_norm") };
+    let hidden_size = size("hidden_size", 1024)?;
+    let style = BlockStyle {
+        heads: TileTower::heads(hidden_size, size("num_attention_heads", 16)?),
         layer_norm: layer_norm(vision)?,
         eps: vision.float_or("layer_norm_eps", 1e-6)?,
-        activation: Activation::of(vision.value["hidden_act"].as_str().or(Some("gelu")))?,
-        qkv_bias: vision.flag("attention_bias"),
-        qk_norm: vision.flag("use_qk_norm"),
-        mean_pooling: vision.value["use_mean_pooling"].as_bool().unwrap_or(true),
-    })
-}
-
-fn published_vision(vision: &Section<'_>) -> Said<VisionConfig> {
-    Ok(VisionConfig {
-        layers: vision.number("num_hidden_layers")?,
-        hidden_size: vision.number("hidden_size")?,
-        intermediate_size: vision.number("intermediate_size")?,
-        heads: vision.number("num_attention_heads")?,
+        activation: Some(Activation::of(vision.value["hidden_act"].as_str().or(Some("gelu")))?),
+        qkv_bias: vision.flag(bias),
+        qk_norm: vision.flag(norm),
+        layer_scale: true,
+    };
+    Ok(TileTower {
+        layers: size("num_hidden_layers", 24)?,
+        hidden_size,
+        intermediate_size: size("intermediate_size", 4096)?,
         image_size: square(vision, "image_size", 448)?,
         patch_size: square(vision, "patch_size", 14)?,
-        layer_norm: layer_norm(vision)?,
-        eps: vision.float_or("layer_norm_eps", 1e-6)?,
-        activation: Activation::of(vision.value["hidden_act"].as_str().or(Some("gelu")))?,
-        qkv_bias: vision.flag("qkv_bias"),
-        qk_norm: vision.flag("qk_normalization"),
-        mean_pooling: true,
+        style,
     })
 }
 

@@ -11,7 +11,7 @@ pub mod tower;
 use crate::vlm::specs::{Specs, scaled};
 use crate::weights::{Init, WeightSpec};
 
-pub use config::{Config, VisionConfig};
+pub use config::Config;
 pub use tower::Tower;
 
 /// All weights of a configuration.
@@ -19,7 +19,7 @@ pub fn specs(config: &Config) -> Vec<WeightSpec> {
     let mut specs = Specs::new(&names);
     let (vision, d) = (&config.vision, config.vision.hidden_size);
     let (p, patch, text) = (vision.patch_size, vision.patch_width(), config.text.hidden_size);
-    let (style, merged) = (vision.style(), d * config.merge * config.merge);
+    let (style, merged) = (vision.style, d * config.merge * config.merge);
     specs.shaped("visual.class_embedding", vec![d], vec![1, 1, d], Init::Normal(0.02));
     specs.shaped("visual.patch_embed.proj.weight", vec![d, patch], vec![d, 3, p, p], scaled(patch, 1.0));
     specs.plain("visual.patch_embed.proj.bias", vec![d], Init::Zeros);
@@ -32,7 +32,7 @@ pub fn specs(config: &Config) -> Vec<WeightSpec> {
             specs.keep_from(first);
         }
     }
-    if !vision.mean_pooling {
+    if !config.mean_pooling {
         specs.norm("visual.post_norm", d, true);
     }
     specs.norm("visual.projector.norm", merged, true);

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::config::{Config, VisionConfig};
+use super::config::Config;
 use crate::error::Result;
 use crate::image::{Patches, merge_order};
 use crate::ops::Segments;
-use crate::vlm::vision::{Activation, Block, Engine, Find, Linear, Norm, embed_tiles};
+use crate::vlm::vision::{Activation, Block, Engine, Find, Linear, Norm, TileTower, embed_tiles};
 
 /// Added to the variance in the projector's norm.
 const PROJECTOR_EPS: f64 = 1e-5;
@@ -14,7 +14,7 @@ const PROJECTOR_EPS: f64 = 1e-5;
 /// The tower over its weights.
 #[derive(Debug, Clone)]
 pub struct Tower<W> {
-    config: VisionConfig,
+    config: TileTower,
     merge: usize,
     patch: Linear<W>,
     class: W,
@@ -31,10 +31,10 @@ impl<W> Tower<W> {
     /// # Errors
     /// When a weight is missing.
     pub fn new(config: &Config, get: &Find<'_, W>) -> Result<Tower<W>> {
-        let (vision, style) = (&config.vision, config.vision.style());
+        let (vision, style) = (&config.vision, config.vision.style);
         // The last norm stands behind the last block alone: features of an earlier layer have not passed it.
-        let post_norm = match !vision.mean_pooling && config.feature_layer == -1 {
-            true => Some(Norm::find(get, "visual.post_norm", true, vision.eps)?),
+        let post_norm = match !config.mean_pooling && config.feature_layer == -1 {
+            true => Some(Norm::find(get, "visual.post_norm", true, style.eps)?),
             false => None,
         };
         Ok(Tower {
@@ -58,7 +58,7 @@ impl<W> Tower<W> {
         let (side, width) = (self.config.side(), self.config.hidden_size);
         let tiles = embed_tiles(engine, images, side, width, [&self.class, &self.positions], &self.patch)?;
         let segments = Arc::new(Segments::full(vec![self.config.positions(); tiles.count])?);
-        let angles = engine.angles(None, segments.rows(), self.config.style().heads)?;
+        let angles = engine.angles(None, segments.rows(), self.config.style.heads)?;
         let mut x = tiles.rows;
         for block in &self.blocks {
             x = block.forward(engine, x, &angles, &segments)?;

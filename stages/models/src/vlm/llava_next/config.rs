@@ -3,10 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::image::anyres::pinpoints;
-use crate::ops::HeadShape;
 use crate::vlm::section::{Said, Section};
 use crate::vlm::text::{Decoder, TextConfig};
-use crate::vlm::vision::{Activation, BlockStyle};
+use crate::vlm::vision::{Activation, BlockStyle, TileTower};
 
 /// The whole architecture.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,7 +13,7 @@ pub struct Config {
     /// The language model.
     pub text: TextConfig,
     /// The vision tower.
-    pub vision: VisionConfig,
+    pub vision: TileTower,
     /// The token that stands for one token of a picture.
     pub image_token_id: u32,
     /// Resolutions to choose from, (height, width).
@@ -31,64 +30,10 @@ pub struct Config {
     pub eos_token_id: Option<u32>,
 }
 
-/// CLIP's vision tower.
-#[derive(Debug, Clone, PartialEq)]
-pub struct VisionConfig {
-    /// Number of blocks.
-    pub layers: usize,
-    /// Width of a patch row.
-    pub hidden_size: usize,
-    /// Width of the feed-forward layer.
-    pub intermediate_size: usize,
-    /// Number of heads.
-    pub heads: usize,
-    /// Side of a tile in pixels.
-    pub image_size: usize,
-    /// Side of a patch in pixels.
-    pub patch_size: usize,
-    /// The activation of the feed-forward layer.
-    pub activation: Activation,
-    /// Added to the variance in norms.
-    pub eps: f64,
-}
-
-impl VisionConfig {
-    /// Patches along a tile's side.
-    pub fn side(&self) -> usize {
-        self.image_size / self.patch_size
-    }
-
-    /// Rows of a tile: the class and the patches.
-    pub fn positions(&self) -> usize {
-        1 + self.side() * self.side()
-    }
-
-    /// Values of one flattened patch.
-    pub fn patch_width(&self) -> usize {
-        3 * self.patch_size * self.patch_size
-    }
-
-    /// What the blocks have in common.
-    pub fn style(&self) -> BlockStyle {
-        BlockStyle {
-            heads: HeadShape { heads: self.heads, kv_heads: self.heads, head_dim: self.hidden_size / self.heads },
-            layer_norm: true,
-            eps: self.eps,
-            activation: Some(self.activation),
-            qkv_bias: true,
-            qk_norm: false,
-            layer_scale: false,
-        }
-    }
-}
-
 impl Config {
     /// Blocks of the tower that are computed.
     pub fn depth(&self) -> usize {
-        match self.feature_layer {
-            layer if layer < 0 => (self.vision.layers as i64 + 1 + layer).max(0) as usize,
-            layer => layer as usize,
-        }
+        self.vision.depth(self.feature_layer)
     }
 
     /// The configuration that a JSON value spells.
@@ -128,20 +73,7 @@ impl Config {
     /// A message that names the numbers that do not fit.
     pub fn check(&self) -> std::result::Result<(), String> {
         self.text.check()?;
-        let vision = &self.vision;
-        if vision.heads == 0 || !vision.hidden_size.is_multiple_of(2 * vision.heads) {
-            return Err(format!(
-                "vision width {} must be a multiple of 2 x {} heads",
-                vision.hidden_size, vision.heads
-            ));
-        }
-        if vision.patch_size == 0 || vision.image_size < vision.patch_size {
-            return Err(format!("tiles of {} pixels hold no patch of {}", vision.image_size, vision.patch_size));
-        }
-        if self.depth() == 0 || self.depth() > vision.layers {
-            return Err(format!("`vision_feature_layer` {} is no layer of {}", self.feature_layer, vision.layers));
-        }
-        Ok(())
+        self.vision.check(self.feature_layer)
     }
 
     /// The form that transformers reads, of either generation.
@@ -164,13 +96,13 @@ impl Config {
             "tie_word_embeddings": self.text.tie_word_embeddings,
             "torch_dtype": "float32",
             "vision_config": {
-                "hidden_act": vision.activation.name(),
+                "hidden_act": vision.style.activation.map(Activation::name),
                 "hidden_size": vision.hidden_size,
                 "image_size": vision.image_size,
                 "intermediate_size": vision.intermediate_size,
-                "layer_norm_eps": vision.eps,
+                "layer_norm_eps": vision.style.eps,
                 "model_type": "clip_vision_model",
-                "num_attention_heads": vision.heads,
+                "num_attention_heads": vision.style.heads.heads,
                 "num_channels": 3,
                 "num_hidden_layers": vision.layers,
                 "patch_size": vision.patch_size,
@@ -182,20 +114,28 @@ impl Config {
     }
 }
 
-fn vision(vision: &Section<'_>) -> Said<VisionConfig> {
+fn vision(vision: &Section<'_>) -> Said<TileTower> {
     vision.only("model_type", "clip_vision_model")?;
     if vision.number_or("num_channels", 3)? != 3 {
         return Err("`vision_config.num_channels` must be 3".into());
     }
-    Ok(VisionConfig {
+    let hidden_size = vision.number_or("hidden_size", 768)?;
+    let style = BlockStyle {
+        heads: TileTower::heads(hidden_size, vision.number_or("num_attention_heads", 12)?),
+        layer_norm: true,
+        eps: vision.float_or("layer_norm_eps", 1e-5)?,
+        activation: Some(Activation::of(vision.value["hidden_act"].as_str().or(Some("quick_gelu")))?),
+        qkv_bias: true,
+        qk_norm: false,
+        layer_scale: false,
+    };
+    Ok(TileTower {
         layers: vision.number_or("num_hidden_layers", 12)?,
-        hidden_size: vision.number_or("hidden_size", 768)?,
+        hidden_size,
         intermediate_size: vision.number_or("intermediate_size", 3072)?,
-        heads: vision.number_or("num_attention_heads", 12)?,
         image_size: vision.number_or("image_size", 224)?,
         patch_size: vision.number_or("patch_size", 32)?,
-        activation: Activation::of(vision.value["hidden_act"].as_str().or(Some("quick_gelu")))?,
-        eps: vision.float_or("layer_norm_eps", 1e-5)?,
+        style,
     })
 }
 

@@ -11,7 +11,7 @@ pub mod tower;
 use crate::vlm::specs::{Specs, scaled};
 use crate::weights::{Init, WeightSpec};
 
-pub use config::{Config, VisionConfig};
+pub use config::Config;
 pub use tower::Tower;
 
 /// All weights of a configuration. The layers of CLIP behind the one whose features count are kept, but of no use.
@@ -19,7 +19,7 @@ pub fn specs(config: &Config) -> Vec<WeightSpec> {
     let mut specs = Specs::new(&names);
     let (vision, d) = (&config.vision, config.vision.hidden_size);
     let (p, patch, text) = (vision.patch_size, vision.patch_width(), config.text.hidden_size);
-    let style = vision.style();
+    let style = vision.style;
     specs.plain("visual.class_embedding", vec![d], Init::Normal(0.02));
     specs.shaped("visual.patch_embed.proj.weight", vec![d, patch], vec![d, 3, p, p], scaled(patch, 1.0));
     specs.plain("visual.position_embedding", vec![vision.positions(), d], Init::Normal(0.02));

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use super::config::{Config, VisionConfig};
+use super::config::Config;
 use crate::error::{ModelError, Result};
 use crate::image::{NEWLINE, Patches};
 use crate::ops::Segments;
-use crate::vlm::vision::{Activation, Block, Engine, Find, Linear, Norm, embed_tiles, without_class};
+use crate::vlm::vision::{Activation, Block, Engine, Find, Linear, Norm, TileTower, embed_tiles, without_class};
 
 /// The tower over its weights.
 #[derive(Debug, Clone)]
 pub struct Tower<W> {
-    config: VisionConfig,
+    config: TileTower,
     text_width: usize,
     patch: Linear<W>,
     class: W,
@@ -29,7 +29,7 @@ impl<W> Tower<W> {
     /// # Errors
     /// When a weight is missing.
     pub fn new(config: &Config, get: &Find<'_, W>) -> Result<Tower<W>> {
-        let (vision, style) = (&config.vision, config.vision.style());
+        let (vision, style) = (&config.vision, config.vision.style);
         let bias = config.projector_bias;
         Ok(Tower {
             config: vision.clone(),
@@ -37,7 +37,7 @@ impl<W> Tower<W> {
             patch: Linear::with(get, "visual.patch_embed.proj", false)?,
             class: get("visual.class_embedding")?,
             positions: get("visual.position_embedding")?,
-            pre_norm: Norm::find(get, "visual.pre_norm", true, vision.eps)?,
+            pre_norm: Norm::find(get, "visual.pre_norm", true, style.eps)?,
             blocks: (0..config.depth()).map(|index| Block::find(get, index, &style)).collect::<Result<_>>()?,
             projector: [Linear::with(get, "visual.projector.0", bias)?, Linear::with(get, "visual.projector.1", bias)?],
             activation: config.projector_activation,
@@ -54,7 +54,7 @@ impl<W> Tower<W> {
         let tiles = embed_tiles(engine, images, side, width, [&self.class, &self.positions], &self.patch)?;
         let mut x = engine.norm(&tiles.rows, &self.pre_norm)?;
         let segments = Arc::new(Segments::full(vec![self.config.positions(); tiles.count])?);
-        let heads = self.config.style().heads;
+        let heads = self.config.style.heads;
         let angles = engine.angles(None, segments.rows(), heads)?;
         for block in &self.blocks {
             x = block.forward(engine, x, &angles, &segments)?;

@@ -11,6 +11,7 @@
 
 mod graph;
 mod plain;
+mod tile;
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use crate::vlm::text::Angles;
 
 pub use graph::Graph;
 pub use plain::Plain;
+pub use tile::TileTower;
 
 /// Finds a weight by name.
 pub type Find<'f, W> = dyn Fn(&str) -> Result<W> + 'f;
