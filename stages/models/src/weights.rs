@@ -259,7 +259,13 @@ impl Weights {
         for spec in specs.iter().filter(|spec| !spec.kept) {
             let mut tensor = make(spec)?;
             if form == Form::Q8 && spec.shape.len() == 2 && !spec.name.starts_with("visual.") {
-                let bytes = pack_q8(&tensor.flatten_all()?.to_vec1::<f32>()?, spec.shape[1]);
+                let bytes = {
+                    let (storage, layout) = tensor.storage_and_layout();
+                    let Storage::Cpu(values) = &*storage else {
+                        return Err(ModelError::Device("q8 is for the CPU".into()));
+                    };
+                    pack_q8(Values::of(values, layout, &spec.shape)?.vector(), spec.shape[1])
+                };
                 let count = bytes.len();
                 tensor = Tensor::from_vec(bytes, count, &Device::Cpu)?;
                 packed.insert(spec.name.clone(), spec.shape.clone());

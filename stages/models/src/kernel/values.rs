@@ -106,14 +106,14 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// The values where they are f32, as vectors always are.
+    /// The values where they are f32, as those of vectors always are.
     ///
     /// # Panics
     /// When they are not.
     pub fn vector(self) -> &'a [f32] {
         match self {
             Values::F32(values) => values,
-            _ => unreachable!("only matrices are held in another form than f32"),
+            _ => unreachable!("vectors are never held in another form than f32"),
         }
     }
 }
