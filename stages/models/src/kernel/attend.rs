@@ -9,8 +9,8 @@ use crate::ops::HeadShape;
 
 /// Keys that one step of the score kernel takes.
 const STEP: usize = 16;
-/// Columns of the output whose sums stay in registers.
-const OUT: usize = 8;
+/// Rows that are taken together where they see the same: each key and value is read once for all of them.
+const TOGETHER: usize = 4;
 
 /// Keys and values of one layer.
 #[derive(Debug, Clone, Default)]
@@ -112,101 +112,191 @@ pub fn attend(
     scratch: &mut Vec<f32>,
     out: &mut [f32],
 ) {
+    attend_rows(query, query.len(), seen, layer, shape, scratch, out);
+}
+
+/// [`attend`] for rows that see the same, `row` values apart in `queries`, one behind another in `out`.
+pub fn attend_rows(
+    queries: &[f32],
+    row: usize,
+    seen: &[Seen<'_>],
+    layer: usize,
+    shape: HeadShape,
+    scratch: &mut Vec<f32>,
+    out: &mut [f32],
+) {
     let tokens: usize = seen.iter().map(Seen::len).sum();
-    scratch.clear();
-    scratch.resize(tokens + 2 * STEP, 0.0);
-    for head in 0..shape.heads {
-        let range = head * shape.head_dim..(head + 1) * shape.head_dim;
-        one_head(&query[range.clone()], seen, layer, head / shape.group(), tokens, scratch, &mut out[range]);
+    let width = shape.out_width();
+    for (queries, out) in queries.chunks(TOGETHER * row).zip(out.chunks_mut(TOGETHER * width)) {
+        scratch.clear();
+        scratch.resize(TOGETHER * (tokens + 2 * STEP), 0.0);
+        for head in 0..shape.heads {
+            let one = Head { seen, layer, head: head / shape.group(), width: shape.head_dim, tokens };
+            let at = head * shape.head_dim;
+            if out.len() == TOGETHER * width {
+                rows_together(one, &queries[at..], row, scratch, &mut out[at..], width);
+            } else {
+                for (queries, out) in queries.chunks(row).zip(out.chunks_mut(width)) {
+                    row_alone(one, &queries[at..], scratch, &mut out[at..]);
+                }
+            }
+        }
+    }
+}
+
+/// A head of a layer's keys and values, and what is seen of it.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    seen: &'a [Seen<'a>],
+    layer: usize,
+    head: usize,
+    width: usize,
+    tokens: usize,
+}
+
+wide! {
+    fn row_alone(head: Head<'_>, query: &[f32], scores: &mut [f32], out: &mut [f32]) {
+        gather::<1>(head, query, head.width, scores, out, head.width);
     }
 }
 
 wide! {
-    fn one_head(query: &[f32], seen: &[Seen<'_>], layer: usize, head: usize, tokens: usize, scores: &mut [f32], out: &mut [f32]) {
-        let width = query.len();
-        let scale = 1.0 / (width as f32).sqrt();
-        let mut start = 0;
-        for part in seen {
-            let (keys, _) = part.stretch.head(layer, head, width);
-            // Keys are scored from a whole step on; those before the window are dropped by moving the rest to the front.
-            let skip = part.from % STEP;
-            let first = part.from - skip;
-            score_keys(query, &keys[first..], part.stretch.capacity, part.tokens - first, scale, &mut scores[start..]);
-            if skip > 0 {
-                scores.copy_within(start + skip..start + skip + part.len(), start);
+    fn rows_together(head: Head<'_>, queries: &[f32], row: usize, scores: &mut [f32], out: &mut [f32], out_row: usize) {
+        gather::<TOGETHER>(head, queries, row, scores, out, out_row);
+    }
+}
+
+/// One head of `Q` rows: scores, softmax, weighted values. Each row's sums are its own, in the order of [`attend`].
+#[inline(always)]
+fn gather<const Q: usize>(
+    head: Head<'_>,
+    queries: &[f32],
+    row: usize,
+    scores: &mut [f32],
+    out: &mut [f32],
+    out_row: usize,
+) {
+    let Head { seen, layer, head, width, tokens } = head;
+    let room = tokens + 2 * STEP;
+    let scale = 1.0 / (width as f32).sqrt();
+    let mut start = 0;
+    for part in seen {
+        let (keys, _) = part.stretch.head(layer, head, width);
+        // Keys are scored from a whole step on; those before the window are dropped by moving the rest to the front.
+        let skip = part.from % STEP;
+        let first = part.from - skip;
+        let (keys, capacity) = (&keys[first..], part.stretch.capacity);
+        score_keys::<Q>(queries, row, width, keys, capacity, part.tokens - first, scale, &mut scores[start..], room);
+        if skip > 0 {
+            for q in 0..Q {
+                let at = q * room + start;
+                scores.copy_within(at + skip..at + skip + part.len(), at);
             }
-            start += part.len();
         }
+        start += part.len();
+    }
+    for scores in scores.chunks_mut(room).take(Q) {
         softmax_body(&mut scores[..tokens]);
-        for first in (0..width).step_by(OUT) {
-            let last = (first + OUT).min(width);
-            let mut sums = [0.0f32; OUT];
-            start = 0;
-            for part in seen {
-                let (_, values) = part.stretch.head(layer, head, width);
-                let weights = &scores[start..start + part.len()];
-                let values = &values[part.from * width + first..];
-                if last - first == OUT {
-                    weigh::<OUT>(weights, values, width, &mut sums);
-                } else {
-                    weigh_some(weights, values, width, &mut sums[..last - first]);
-                }
-                start += part.len();
-            }
-            out[first..last].copy_from_slice(&sums[..last - first]);
-        }
     }
-}
-
-/// Adds `N` columns of weighted values to sums that stay in registers; keys in order.
-#[inline(always)]
-fn weigh<const N: usize>(weights: &[f32], values: &[f32], width: usize, sums: &mut [f32; N]) {
-    let mut own = *sums;
-    for (key, weight) in weights.iter().enumerate() {
-        let row: &[f32; N] = values[key * width..][..N].try_into().expect("N values");
-        for (sum, value) in own.iter_mut().zip(row) {
-            *sum += weight * value;
-        }
-    }
-    *sums = own;
-}
-
-/// [`weigh`] for the last columns, fewer than a register.
-#[inline(always)]
-fn weigh_some(weights: &[f32], values: &[f32], width: usize, sums: &mut [f32]) {
-    for (key, weight) in weights.iter().enumerate() {
-        for (sum, value) in sums.iter_mut().zip(&values[key * width..]) {
-            *sum += weight * value;
-        }
-    }
-}
-
-/// Scaled scores of the first `tokens` keys; writes up to a whole step more.
-#[inline(always)]
-fn score_keys(query: &[f32], keys: &[f32], capacity: usize, tokens: usize, scale: f32, scores: &mut [f32]) {
     let mut first = 0;
-    while first + 3 * STEP <= tokens.next_multiple_of(STEP) {
-        score_some::<{ 3 * STEP }>(query, &keys[first..], capacity, scale, &mut scores[first..]);
+    while first < width {
+        first += match width - first {
+            64.. if Q == 1 => weighted::<Q, 64>(seen, layer, head, width, first, scores, room, out, out_row),
+            32.. => weighted::<Q, 32>(seen, layer, head, width, first, scores, room, out, out_row),
+            16.. => weighted::<Q, 16>(seen, layer, head, width, first, scores, room, out, out_row),
+            8.. => weighted::<Q, 8>(seen, layer, head, width, first, scores, room, out, out_row),
+            _ => weighted::<Q, 1>(seen, layer, head, width, first, scores, room, out, out_row),
+        };
+    }
+}
+
+/// `N` columns of the weighted values of `Q` rows, from `first` on; keys in order, the sums in registers. Returns `N`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "one head's whole state, used in one place")]
+fn weighted<const Q: usize, const N: usize>(
+    seen: &[Seen<'_>],
+    layer: usize,
+    head: usize,
+    width: usize,
+    first: usize,
+    scores: &[f32],
+    room: usize,
+    out: &mut [f32],
+    out_row: usize,
+) -> usize {
+    let mut sums = [[0.0f32; N]; Q];
+    let mut start = 0;
+    for part in seen {
+        let (_, values) = part.stretch.head(layer, head, width);
+        for (key, row) in values[part.from * width..part.tokens * width].chunks_exact(width).enumerate() {
+            let row: &[f32; N] = row[first..][..N].try_into().expect("N values");
+            for (q, sums) in sums.iter_mut().enumerate() {
+                let weight = scores[q * room + start + key];
+                for (sum, value) in sums.iter_mut().zip(row) {
+                    *sum += weight * value;
+                }
+            }
+        }
+        start += part.len();
+    }
+    for (q, sums) in sums.iter().enumerate() {
+        out[q * out_row + first..][..N].copy_from_slice(sums);
+    }
+    N
+}
+
+/// Scaled scores of the first `tokens` keys for `Q` rows; writes up to a whole step more.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "one head's whole state, used in one place")]
+fn score_keys<const Q: usize>(
+    queries: &[f32],
+    row: usize,
+    width: usize,
+    keys: &[f32],
+    capacity: usize,
+    tokens: usize,
+    scale: f32,
+    scores: &mut [f32],
+    room: usize,
+) {
+    let mut first = 0;
+    while Q == 1 && first + 3 * STEP <= tokens.next_multiple_of(STEP) {
+        score_some::<Q, { 3 * STEP }>(queries, row, width, &keys[first..], capacity, scale, &mut scores[first..], room);
         first += 3 * STEP;
     }
     while first < tokens {
-        score_some::<STEP>(query, &keys[first..], capacity, scale, &mut scores[first..]);
+        score_some::<Q, STEP>(queries, row, width, &keys[first..], capacity, scale, &mut scores[first..], room);
         first += STEP;
     }
 }
 
-/// Scaled scores of `N` keys, the head's width in order; the sums stay in registers.
+/// Scaled scores of `N` keys for `Q` rows, the head's width in order; the sums stay in registers.
 #[inline(always)]
-fn score_some<const N: usize>(query: &[f32], keys: &[f32], capacity: usize, scale: f32, scores: &mut [f32]) {
-    let mut sums = [0.0f32; N];
-    for (d, q) in query.iter().enumerate() {
-        let row: &[f32; N] = keys[d * capacity..][..N].try_into().expect("N keys");
-        for (sum, key) in sums.iter_mut().zip(row) {
-            *sum += q * key;
+#[allow(clippy::too_many_arguments, reason = "one head's whole state, used in one place")]
+fn score_some<const Q: usize, const N: usize>(
+    queries: &[f32],
+    row: usize,
+    width: usize,
+    keys: &[f32],
+    capacity: usize,
+    scale: f32,
+    scores: &mut [f32],
+    room: usize,
+) {
+    let mut sums = [[0.0f32; N]; Q];
+    for d in 0..width {
+        let keys: &[f32; N] = keys[d * capacity..][..N].try_into().expect("N keys");
+        for (q, sums) in sums.iter_mut().enumerate() {
+            let factor = queries[q * row + d];
+            for (sum, key) in sums.iter_mut().zip(keys) {
+                *sum += factor * key;
+            }
         }
     }
-    for (score, sum) in scores[..N].iter_mut().zip(sums) {
-        *score = sum * scale;
+    for (q, sums) in sums.iter().enumerate() {
+        for (score, sum) in scores[q * room..][..N].iter_mut().zip(sums) {
+            *score = sum * scale;
+        }
     }
 }
 
@@ -270,6 +360,35 @@ mod tests {
                 slide(&mut two, window);
                 assert_eq!(gathered(&one), expected, "{window}");
                 assert_eq!(gathered(&two), expected, "{window} behind {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_see_the_same_are_gathered_as_each_alone() {
+        for head_dim in [6, 16, 24, 72, 128] {
+            let shape = HeadShape { heads: 4, kv_heads: 2, head_dim };
+            let value = |i: usize, salt: usize| ((i * 7919 + salt * 104_729) % 2003) as f32 / 1001.0 - 1.0;
+            let kv: Vec<f32> = (0..2 * head_dim).map(|i| value(i, 1)).collect();
+            let mut made = Stretch::with_capacity(1, shape, 70);
+            for token in 0..70 {
+                let [keys, values] =
+                    [2, 3].map(|salt| kv.iter().enumerate().map(|(i, v)| v * value(i + token, salt)).collect());
+                let (keys, values): (Vec<f32>, Vec<f32>) = (keys, values);
+                made.put(0, token, shape, &keys, &values);
+            }
+            made.advance(70);
+            let seen = [Seen { stretch: &made, from: 3, tokens: 65 }, Seen { stretch: &made, from: 0, tokens: 20 }];
+            let (row, width) = (shape.out_width() + 5, shape.out_width());
+            for rows in 1..10 {
+                let queries: Vec<f32> = (0..rows * row).map(|i| value(i, 4)).collect();
+                let (mut together, mut alone, mut scratch) = (vec![0.0; rows * width], vec![0.0; width], vec![]);
+                attend_rows(&queries, row, &seen, 0, shape, &mut scratch, &mut together);
+                for (query, together) in queries.chunks(row).zip(together.chunks(width)) {
+                    attend(&query[..width], &seen, 0, shape, &mut scratch, &mut alone);
+                    let same = alone.iter().zip(together).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{rows} rows, width {head_dim}");
+                }
             }
         }
     }

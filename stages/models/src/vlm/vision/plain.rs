@@ -9,13 +9,16 @@ use rayon::prelude::*;
 
 use super::{Activation, Engine, Linear, Norm};
 use crate::error::Result;
-use crate::kernel::attend::{Seen, Stretch, attend};
+use crate::kernel::attend::{Seen, Stretch, attend_rows};
 use crate::kernel::linear::{Matrix, linear};
 use crate::kernel::rows;
 use crate::kernel::values::Values;
 use crate::ops::{HeadShape, Segments};
 use crate::vlm::infer::turn;
 use crate::vlm::text::Angles;
+
+/// Rows of a segment that a thread takes at once.
+const ROWS: usize = 32;
 
 /// Computes on the processor with so many threads.
 #[derive(Debug, Clone, Copy)]
@@ -179,14 +182,14 @@ impl Plain<'_> {
         }
         stretch.advance(count);
         let seen = [Seen { stretch: &stretch, from: 0, tokens: count }];
-        let one = |scratch: &mut Vec<f32>, (row, out): (&[f32], &mut [f32])| {
-            attend(&row[..width], &seen, 0, shape, scratch, out);
+        let some = |scratch: &mut Vec<f32>, (rows, out): (&[f32], &mut [f32])| {
+            attend_rows(rows, row_width, &seen, 0, shape, scratch, out);
         };
         if self.threads > 1 {
-            rows.par_chunks_exact(row_width).zip(out.par_chunks_exact_mut(width)).for_each_init(Vec::new, one);
+            let (from, to) = (rows.par_chunks(ROWS * row_width), out.par_chunks_mut(ROWS * width));
+            from.zip(to).for_each_init(Vec::new, some);
         } else {
-            let mut scratch = Vec::new();
-            rows.chunks_exact(row_width).zip(out.chunks_exact_mut(width)).for_each(|row| one(&mut scratch, row));
+            some(&mut Vec::new(), (rows, out));
         }
     }
 }
