@@ -133,7 +133,7 @@ fn model() -> Value {
         "provider": { "enum": ["local", "openai", "replay"] },
         "description": text("What it is for"),
         "from": from,
-        "dtype": text("Number type of the weights"),
+        "dtype": { "enum": [null, "f32", "bf16", "q8"], "description": "How the weights are held" },
         "system": { "type": ["string", "null"], "description": "Text file with its system prompt" },
         "model": text("The model's name at its server"),
         "revision": text("Revision of a served model"),

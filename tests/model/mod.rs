@@ -262,6 +262,15 @@ fn an_adapter_is_merged_whole_or_not_at_all() {
         let [new, old] = ["new", "old"].map(|file| read_values(&bench.path(&format!("{file}.safetensors"))));
         assert_ne!(new["logits"], old["logits"], "{name}");
     }
+    // An update is added to the values of a bf16 base, not rounded with them.
+    let (bench, adapter) = (Bench::new(""), format!("{}/adapter", family("qwen2_vl")));
+    model(&bench, &["convert", &family("qwen2_vl"), "half", "--dtype", "bf16"]).code(0);
+    model(&bench, &["convert", "half", "wide", "--dtype", "f32"]).code(0);
+    for (base, merged) in [("half", "one"), ("wide", "other")] {
+        model(&bench, &["merge-adapter", base, &adapter, merged, "--dtype", "f32"]).code(0);
+    }
+    let [one, other] = ["one", "other"].map(|dir| std::fs::read(bench.path(dir).join("model.safetensors")).unwrap());
+    assert!(one == other, "a bf16 base is merged in another way than its f32 copy");
     // The adapter of another family fits nothing.
     let bench = Bench::new("");
     std::fs::create_dir_all(bench.path("adapter")).unwrap();

@@ -17,6 +17,8 @@ use crate::spec::yaml::{Entry, Yaml};
 use crate::stage::{Coordinates, Provider};
 
 const PROVIDERS: [&str; 3] = ["local", "openai", "replay"];
+/// How a local model's weights can be held.
+const DTYPES: [&str; 3] = ["f32", "bf16", "q8"];
 /// Keys every model takes.
 const ANY: [&str; 4] = ["provider", "description", "system", "revision"];
 const LOCAL: [&str; 2] = ["from", "dtype"];
@@ -89,6 +91,7 @@ fn check_fields(spec: &ModelSpec, fields: &Yaml, provider: Provider, problems: &
         check_number(fields, key, what, problems);
     }
     check_price(fields, problems);
+    check_dtype(fields, problems);
     for key in ["model", "base_url", "api_key_env", "dtype", "system", "revision"] {
         if let Some(value) = fields.get(key).filter(|value| value.text().is_none() && !value.is_null()) {
             problems.error(value.at, "type", format!("`{key}` is text, this is {}", value.what()));
@@ -113,6 +116,14 @@ fn check_number(fields: &Yaml, key: &str, what: &str, problems: &mut Problems<'_
     if !sound {
         problems.error(value.at, "type", format!("`{key}` is {what}, this is {}", value.shown()));
     }
+}
+
+/// How weights are held.
+fn check_dtype(fields: &Yaml, problems: &mut Problems<'_>) {
+    let Some(value) = fields.get("dtype") else { return };
+    let Some(text) = value.text().filter(|text| !DTYPES.contains(&text.as_ref())) else { return };
+    let message = format!("`dtype` is one of {}, this is `{text}`", DTYPES.join(", "));
+    problems.error(value.at, "unknown-dtype", message).suggest(&text, DTYPES);
 }
 
 /// `price: { prompt: DOLLARS, completion: DOLLARS }` a million tokens; a budget means nothing without it.

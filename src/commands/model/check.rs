@@ -27,6 +27,9 @@ const SHOWN: usize = 20;
 
 /// Looks, asks, compares, prints.
 pub(super) fn check(args: &CheckArgs) -> Answer {
+    if args.device.dtype == Some(Held::Q8) {
+        return Err(Failure::wrong("check compares the model as it is, and q8 is near it at best; take f32 or bf16"));
+    }
     let dir = find(&args.place.model)?;
     let mut findings = Findings::default();
     findings.survey(&dir);

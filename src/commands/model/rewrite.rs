@@ -7,7 +7,7 @@ use mpcc_stages::models::survey::Survey;
 use mpcc_stages::models::vlm::Vlm;
 use serde_json::json;
 
-use super::args::{ConvertArgs, Device, DeviceArgs, Dtype, MergeArgs, WriteArgs};
+use super::args::{ConvertArgs, Device, DeviceArgs, Dtype, Held, MergeArgs, WriteArgs};
 use super::place::{find, load};
 use crate::commands::Answer;
 use crate::report::{DONE, Failure};
@@ -29,7 +29,8 @@ pub(super) fn merge(args: &MergeArgs) -> Answer {
         let path = args.adapter.display();
         return Err(Failure::wrong(format_args!("there is no folder {path}; an adapter is a folder in PEFT's layout")));
     }
-    let (vlm, _) = load(&dir, &args.place, &on_cpu())?;
+    // In f32: the update is added before anything is rounded.
+    let (vlm, _) = load(&dir, &args.place, &DeviceArgs { dtype: Some(Held::F32), ..on_cpu() })?;
     let adapted = vlm.with_adapter(&args.adapter)?;
     let pairs = adapted.weights().adapter().map_or(0, |adapter| adapter.len());
     out.write(&adapted.merged()?, dtype(&dir, &args.write)?, &args.write, Some(pairs))

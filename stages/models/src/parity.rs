@@ -15,7 +15,7 @@ use crate::checkpoint::TensorFiles;
 use crate::error::{ModelError, Result};
 use crate::image::{Patches, Processor};
 use crate::ops::Segments;
-use crate::vlm::{Packed, Prompt, Vlm};
+use crate::vlm::{Packed, Prompt, Trainable, Vlm};
 
 /// How far pixel values may be from the reference's.
 pub const PIXELS: f64 = 1e-5;
@@ -77,8 +77,9 @@ pub fn logits(vlm: &Vlm, prompt: &Prompt) -> Result<Tensor> {
         images: prompt.images.clone(),
     };
     vlm.pool().install(|| {
-        let hidden = vlm.model().forward(&packed, None)?;
-        Ok(hidden.matmul(&vlm.model().head().t()?)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.unsqueeze(0)?)
+        let model = vlm.view(Trainable::Nothing)?;
+        let hidden = model.forward(&packed, None)?;
+        Ok(hidden.matmul(&model.head().t()?)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.unsqueeze(0)?)
     })
 }
 

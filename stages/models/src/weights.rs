@@ -264,7 +264,12 @@ impl Weights {
                     let Storage::Cpu(values) = &*storage else {
                         return Err(ModelError::Device("q8 is for the CPU".into()));
                     };
-                    pack_q8(Values::of(values, layout, &spec.shape)?.vector(), spec.shape[1])
+                    let values = Values::of(values, layout, &spec.shape)?.vector();
+                    if let Some(odd) = values.iter().find(|value| !value.is_finite()) {
+                        let message = format!("holds {odd}, which eight bits cannot show");
+                        return Err(ModelError::Weight { name: spec.name.clone(), message });
+                    }
+                    pack_q8(values, spec.shape[1])
                 };
                 let count = bytes.len();
                 tensor = Tensor::from_vec(bytes, count, &Device::Cpu)?;

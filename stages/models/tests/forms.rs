@@ -113,6 +113,19 @@ fn eight_bit_rows_do_not_depend_on_their_mates_or_threads() {
 }
 
 #[test]
+fn eight_bits_of_a_damaged_weight_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let vlm = load(&fixtures().join("tiny"), Form::F32, 1);
+    let name = "model.layers.0.mlp.down_proj.weight";
+    let damaged = (vlm.weights().vars()[name].as_tensor() * f64::NAN).unwrap();
+    vlm.weights().vars()[name].set(&damaged).unwrap();
+    vlm.save(folder.path()).unwrap();
+    let options = LoadOptions { form: Form::Q8, ..LoadOptions::default() };
+    let message = Vlm::load(folder.path(), &options).unwrap_err().to_string();
+    assert!(message.contains(name) && message.contains("NaN"), "{message}");
+}
+
+#[test]
 fn eight_bits_are_neither_trained_nor_written_nor_computed_on_tensors() {
     let dir = fixtures().join("tiny");
     let vlm = load(&dir, Form::Q8, 1);

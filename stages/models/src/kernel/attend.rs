@@ -32,7 +32,9 @@ impl Stretch {
     pub fn with_capacity(layers: usize, shape: HeadShape, tokens: usize) -> Stretch {
         let capacity = tokens.next_multiple_of(STEP);
         let size = shape.kv_heads * shape.head_dim * capacity;
-        Stretch { layers: vec![LayerKv { keys: vec![0.0; size], values: vec![0.0; size] }; layers], capacity, len: 0 }
+        // Zeroed by the system a page at a time as it is written; copies of one layer would take the whole room at once.
+        let layer = |_| LayerKv { keys: vec![0.0; size], values: vec![0.0; size] };
+        Stretch { layers: (0..layers).map(layer).collect(), capacity, len: 0 }
     }
 
     /// Tokens whose keys and values are complete in all layers.

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::few::{FEW, few_rows};
 use super::lanes::{Lanes, Level, Plain};
-use super::values::{GROUP, Values};
+use super::values::{GROUP, Values, group_bytes};
 
 /// Outputs of one register tile.
 const TILE: usize = 8;
@@ -55,6 +55,11 @@ fn linear_at(level: Level, x: &[f32], matrix: Matrix<'_>, y: &mut Vec<f32>, thre
     let (rows, out) = (x.len() / matrix.width, matrix.out());
     assert_eq!(rows * matrix.width, x.len(), "whole rows");
     assert_eq!(out * matrix.width, matrix.weight.len(), "whole weight rows");
+    assert!(matrix.bias.is_none_or(|bias| bias.len() == out), "one bias an output");
+    if let Values::Q8(packed) = matrix.weight {
+        assert_eq!(packed.width, matrix.width, "packed for this width");
+        assert_eq!(packed.bytes.len(), out.div_ceil(GROUP) * group_bytes(matrix.width), "whole groups");
+    }
     y.clear();
     y.resize(rows * out, 0.0);
     let panel = DEEP * lanes_of(level);
