@@ -169,6 +169,37 @@ fn what_differs_from_its_digest_is_no_file() {
 }
 
 #[test]
+fn another_length_than_the_named_one_is_asked_for_twice() {
+    for (by, says) in [(7, "sent more than the"), (-7, "ended after")] {
+        for file in [WEIGHTS, "tokenizer.json"] {
+            let server = HubServer::start(&tiny(), move |seen| {
+                let lies = seen.what.starts_with("GET") && seen.what.ends_with(file);
+                if lies { Act::Resized(by) } else { Act::Serve }
+            });
+            let bench = bench(&server);
+            let run = download(&bench).code(3);
+            assert!(run.err.contains(says) && run.err.contains("twice; what came was thrown away"), "{}", run.err);
+            let holds = |seen: &Seen| seen.what.starts_with("GET") && seen.what.ends_with(file);
+            let sent = server.seen().iter().filter(|seen| holds(seen) && (seen.far || file != WEIGHTS)).count();
+            assert_eq!(sent, 2, "{by} {file}");
+            assert!(!blob(&bench, &server, file).exists() && !incomplete(&bench, &server, file).exists());
+        }
+    }
+}
+
+#[test]
+fn the_same_bytes_again_are_no_progress() {
+    let server = HubServer::start(&tiny(), |seen| match seen.before % 2 {
+        0 if weights(seen) => Act::Cut(5000),
+        1 if weights(seen) => Act::Status(416, ""),
+        _ => Act::Serve,
+    });
+    let run = download(&bench(&server)).code(3);
+    assert!(run.err.contains("sent no bytes from where the last try ended"), "{}", run.err);
+    assert_eq!(starts(&server), [0, 5000, 0, 5000, 0, 5000]);
+}
+
+#[test]
 fn servers_without_ranges_and_with_other_commits_are_coped_with() {
     let server = HubServer::start(&tiny(), |seen| match seen.before {
         0 if weights(seen) => Act::Cut(5000),

@@ -15,7 +15,7 @@
 //! - the ref is written last.
 //!
 //! All calls after the first name the commit, so a branch that moves meanwhile mixes nothing. A cut or silent connection, 408, 429 and
-//! 5xx are tried again with growing pauses, and bytes that came start the count anew. Two programs that want one file wait for each
+//! 5xx are tried again with growing pauses, and bytes beyond the furthest so far start the count anew. Two programs that want one file wait for each
 //! other at `.locks/models--ORG--NAME/ETAG.lock`, as the hub's own library does.
 //!
 //! The token goes to the endpoint's own host and nowhere else: downloads are redirected to hosts that get none.
