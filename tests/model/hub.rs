@@ -220,6 +220,26 @@ fn servers_without_ranges_and_with_other_commits_are_coped_with() {
 }
 
 #[test]
+fn what_nobody_vouches_for_is_no_file() {
+    for (status, headers, message) in [
+        (
+            302,
+            "location: http://127.0.0.1:1/blob\r\netag: \"of-the-redirect\"\r\n",
+            "redirects elsewhere without naming",
+        ),
+        (200, "etag: \"of-nothing\"\r\n", "names no digest and a size of 0"),
+    ] {
+        let server = HubServer::start(&tiny(), move |seen| {
+            if seen.what.starts_with("HEAD") { Act::Status(status, headers) } else { Act::Serve }
+        });
+        let bench = bench(&server);
+        let run = download(&bench).code(3);
+        assert!(run.err.contains(message), "{}", run.err);
+        assert!(!bench.path("hub").exists());
+    }
+}
+
+#[test]
 fn refusals_say_what_to_do() {
     for (status, headers, code, message) in [
         (404, "x-error-code: RevisionNotFound\r\n", 2, "RevisionNotFound. Are name and revision right"),

@@ -153,14 +153,17 @@ struct Partial {
 
 /// What an etag is.
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
+    /// Of the bytes.
     Sha256,
+    /// Of Git's blob.
     Git,
+    /// No digest that can be compared.
     Unknown,
 }
 
 impl Kind {
-    fn of(etag: &str) -> Self {
+    pub(super) fn of(etag: &str) -> Self {
         match (etag.len(), etag.bytes().all(|byte| byte.is_ascii_hexdigit())) {
             (64, true) => Self::Sha256,
             (40, true) => Self::Git,

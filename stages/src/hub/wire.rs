@@ -9,6 +9,7 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value;
 
 use super::HubError;
+use super::blob::Kind;
 use crate::provider::openai::retry_after;
 
 /// Tries without a byte in between.
@@ -168,8 +169,8 @@ impl Wire {
             if let Some(other) = text("x-repo-commit").filter(|other| *other != commit) {
                 return Err(self.strange(&format!("was asked for commit {commit} and answers for {other}")).into());
             }
-            known(response.headers())
-                .ok_or_else(|| self.strange(&format!("names neither digest nor size of {url}")).into())
+            known(response.headers(), response.status().is_redirection())
+                .map_err(|lacks| self.strange(&format!("{lacks} of {url}")).into())
         })
         .await
     }
@@ -265,19 +266,35 @@ fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Digest and size by the headers of a file, those of what a pointer stands for first.
-fn known(headers: &HeaderMap) -> Option<Known> {
+/// Digest and size by the headers of a file, those of what a pointer stands for first. A redirect's own are of the redirect. The error says
+/// what the headers do.
+fn known(headers: &HeaderMap, redirects: bool) -> Result<Known, &'static str> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let etag = text("x-linked-etag").or_else(|| text(ETAG.as_str()))?;
+    let of = |linked, own: &str| text(linked).or_else(|| if redirects { None } else { text(own) });
+    let (etag, size) = (of("x-linked-etag", ETAG.as_str()), of("x-linked-size", CONTENT_LENGTH.as_str()));
+    let (Some(etag), Some(Ok(size))) = (etag, size.map(str::parse::<u64>)) else {
+        return Err(if redirects {
+            "redirects elsewhere without naming both digest and size (X-Linked-Etag, X-Linked-Size)"
+        } else {
+            "does not name both digest and size (ETag, Content-Length)"
+        });
+    };
     let etag = etag.trim_start_matches("W/").trim_matches('"');
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let fit = !etag.is_empty() && etag.len() <= 128 && !etag.starts_with('.') && etag.chars().all(plain);
-    let size = text("x-linked-size").or_else(|| text(CONTENT_LENGTH.as_str()))?.parse().ok()?;
-    fit.then(|| Known { etag: etag.to_owned(), size })
+    if etag.is_empty() || etag.len() > 128 || etag.starts_with('.') || !etag.chars().all(plain) {
+        return Err("sends an ETag that is no name");
+    }
+    // Nothing would be compared with anything.
+    if size == 0 && Kind::of(etag) == Kind::Unknown {
+        return Err("names no digest and a size of 0");
+    }
+    Ok(Known { etag: etag.to_owned(), size })
 }
 
 #[cfg(test)]
 mod tests {
+    use reqwest::header::HeaderName;
+
     use super::*;
 
     #[test]
@@ -303,11 +320,32 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(ETAG, etag.parse().unwrap());
             headers.insert(CONTENT_LENGTH, "7".parse().unwrap());
-            known(&headers).map(|known| (known.etag, known.size))
+            known(&headers, false).ok().map(|known| (known.etag, known.size))
         };
         assert_eq!(of("W/\"ab\""), Some(("ab".to_owned(), 7)));
         for etag in ["\"../x\"", "\"\"", "\"a/b\"", "\".hidden\""] {
             assert_eq!(of(etag), None, "{etag}");
         }
+    }
+
+    #[test]
+    fn what_a_redirect_says_of_itself_says_nothing_of_the_file() {
+        let of = |pairs: &[(&'static str, &str)], redirects| {
+            let headers: HeaderMap = pairs
+                .iter()
+                .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
+                .collect();
+            known(&headers, redirects).map(|known| (known.etag, known.size))
+        };
+        let own = [("etag", "ab"), ("content-length", "7")];
+        let linked = [("x-linked-etag", "cd"), ("x-linked-size", "9")];
+        assert_eq!(of(&own, false), Ok(("ab".to_owned(), 7)));
+        assert_eq!(of(&[own, linked].concat(), true), Ok(("cd".to_owned(), 9)));
+        for part in [&own[..], &[own[0], own[1], linked[0]], &[own[0], own[1], linked[1]]] {
+            assert!(of(part, true).is_err_and(|why| why.contains("X-Linked-Size")), "{part:?}");
+        }
+        let empty = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391";
+        assert_eq!(of(&[("etag", empty), ("content-length", "0")], false), Ok((empty.to_owned(), 0)));
+        assert!(of(&[("etag", "ab"), ("content-length", "0")], false).is_err_and(|why| why.contains("size of 0")));
     }
 }
