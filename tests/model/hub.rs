@@ -220,6 +220,19 @@ fn servers_without_ranges_and_with_other_commits_are_coped_with() {
 }
 
 #[test]
+fn a_pause_that_the_server_asks_for_is_kept_and_told() {
+    let server = HubServer::start(&tiny(), |seen| match seen.before {
+        0 if weights(seen) => Act::Status(429, "retry-after: 2\r\n"),
+        _ => Act::Serve,
+    });
+    let (bench, started) = (bench(&server), Instant::now());
+    let run = download(&bench).code(0);
+    assert!(started.elapsed() >= Duration::from_secs(2));
+    assert!(run.err.contains("answered 429") && run.err.contains("asked again in 2 s"), "{}", run.err);
+    assert_complete(&bench, &server);
+}
+
+#[test]
 fn what_nobody_vouches_for_is_no_file() {
     for (status, headers, message) in [
         (

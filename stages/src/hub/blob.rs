@@ -83,7 +83,7 @@ async fn fetch(
                 if partial.length > furthest {
                     (patience, furthest) = (Patience::default(), partial.length);
                 }
-                patience.wait(why, after).await?;
+                wire.wait(&mut patience, why, after).await?;
             }
         }
     }

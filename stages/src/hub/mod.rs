@@ -26,6 +26,7 @@ mod layout;
 mod wire;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use layout::Layout;
 use reqwest::Url;
@@ -134,6 +135,14 @@ impl Hub {
     /// The endpoint is no http or https address, or the token would go over a network unencrypted.
     pub fn new(endpoint: &str, token: Option<String>, cache: &Path) -> Result<Self, HubError> {
         Ok(Self { wire: Wire::new(endpoint, token)?, cache: cache.to_owned() })
+    }
+
+    /// Calls `tell` with the reason and the length of each pause of a second or more that the server asks for (`Retry-After`), before it.
+    /// Pauses may take ten minutes.
+    #[must_use]
+    pub fn on_wait(mut self, tell: impl Fn(&str, Duration) + Send + Sync + 'static) -> Self {
+        self.wire.on_wait = Box::new(tell);
+        self
     }
 
     /// Brings `id` (`org/name`) at `revision` (a branch, a tag, a commit) into the cache; what is there already does not come again.

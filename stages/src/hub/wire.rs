@@ -17,6 +17,8 @@ const TRIES: u32 = 6;
 /// The pause before the second try; it doubles, up to [`LONGEST`].
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(20);
+/// The longest pause that a server may ask for; it is asked again then, whatever it wants.
+const OBEYED: Duration = Duration::from_secs(600);
 /// Redirects in a row.
 const REDIRECTS: usize = 8;
 /// How long nothing may come.
@@ -30,7 +32,12 @@ pub(super) struct Wire {
     near: Client,
     /// Follows anywhere that is as safe.
     far: Client,
+    /// Told of each pause that the server asks for, before it.
+    pub(super) on_wait: Box<OnWait>,
 }
+
+/// Takes why there is a pause, and how long it is.
+pub(super) type OnWait = dyn Fn(&str, Duration) + Send + Sync;
 
 /// A revision as the hub lists it.
 pub(super) struct Listed {
@@ -78,14 +85,12 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// Waits for the next try; the failure if there is none left.
-    pub(super) async fn wait(&mut self, why: String, after: Option<Duration>) -> Result<(), HubError> {
-        if self.left == 0 {
-            return Err(HubError::Unreachable { why });
-        }
-        tokio::time::sleep(after.unwrap_or(self.pause).min(LONGEST)).await;
-        (self.left, self.pause) = (self.left - 1, (2 * self.pause).min(LONGEST));
-        Ok(())
+    /// How long to wait for the next try: as long as the server wants, else as it has grown. Nothing if there is none left.
+    fn next(&mut self, after: Option<Duration>) -> Option<Duration> {
+        self.left = self.left.checked_sub(1)?;
+        let pause = after.map_or(self.pause, |after| after.min(OBEYED));
+        self.pause = (2 * self.pause).min(LONGEST);
+        Some(pause)
     }
 }
 
@@ -108,7 +113,7 @@ impl Wire {
             client.map_err(|error| HubError::Unreachable { why: format!("no HTTP client: {error}") })
         };
         let (near, far) = (client(true)?, client(false)?);
-        Ok(Self { endpoint: url, token, near, far })
+        Ok(Self { endpoint: url, token, near, far, on_wait: Box::new(|_, _| {}) })
     }
 
     /// The endpoint's host, for messages.
@@ -197,9 +202,24 @@ impl Wire {
             match call().await {
                 Ok(value) => return Ok(value),
                 Err(Trouble::Final(error)) => return Err(error),
-                Err(Trouble::Passing { why, after }) => patience.wait(why, after).await?,
+                Err(Trouble::Passing { why, after }) => self.wait(&mut patience, why, after).await?,
             }
         }
+    }
+
+    /// Waits for the next try; the failure if there is none left.
+    pub(super) async fn wait(
+        &self,
+        patience: &mut Patience,
+        why: String,
+        after: Option<Duration>,
+    ) -> Result<(), HubError> {
+        let Some(pause) = patience.next(after) else { return Err(HubError::Unreachable { why }) };
+        if after.is_some() && pause.as_secs() > 0 {
+            (self.on_wait)(&why, pause);
+        }
+        tokio::time::sleep(pause).await;
+        Ok(())
     }
 
     fn strange(&self, what: &str) -> HubError {
@@ -312,6 +332,18 @@ mod tests {
         assert!(with("http://hub.example").unwrap().contains("unset HF_TOKEN"));
         assert!(Wire::new("file:///etc", None).is_err_and(|error| error.to_string().contains("begins with http")));
         assert!(Wire::new("hub", None).is_err_and(|error| error.to_string().contains("no URL")));
+    }
+
+    #[test]
+    fn pauses_grow_to_a_limit_and_the_servers_are_longer() {
+        let seconds = Duration::from_secs;
+        let mut patience = Patience::default();
+        let asked = [None, None, Some(seconds(90)), Some(seconds(3600)), Some(seconds(0)), None];
+        let pauses = asked.map(|after| patience.next(after));
+        assert_eq!(pauses[..2], [Some(PAUSE), Some(2 * PAUSE)]);
+        assert_eq!(pauses[2..], [Some(seconds(90)), Some(OBEYED), Some(seconds(0)), None]);
+        let mut long = Patience { left: 20, ..Patience::default() };
+        assert_eq!((0..20).filter_map(|_| long.next(None)).max(), Some(LONGEST));
     }
 
     #[test]
