@@ -233,6 +233,19 @@ fn a_pause_that_the_server_asks_for_is_kept_and_told() {
 }
 
 #[test]
+fn a_hub_on_the_loopback_is_asked_without_a_proxy() {
+    let server = HubServer::start(&tiny(), |_| Act::Serve);
+    let mut bench = bench(&server);
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for name in ["http_proxy", "HTTP_PROXY", "ALL_PROXY"] {
+        bench.variables.push((name.into(), format!("http://{nobody}")));
+    }
+    bench.variables.extend(["no_proxy", "NO_PROXY"].map(|name| (name.into(), String::new())));
+    download(&bench).code(0);
+    assert_complete(&bench, &server);
+}
+
+#[test]
 fn what_nobody_vouches_for_is_no_file() {
     for (status, headers, message) in [
         (

@@ -109,8 +109,10 @@ impl Wire {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = |near| {
             let builder = Client::builder().redirect(policy(near)).connect_timeout(Duration::from_secs(10));
-            let client = builder.read_timeout(SILENCE).build();
-            client.map_err(|error| HubError::Unreachable { why: format!("no HTTP client: {error}") })
+            let builder = builder.read_timeout(SILENCE);
+            // A proxy has another loopback.
+            let builder = if here { builder.no_proxy() } else { builder };
+            builder.build().map_err(|error| HubError::Unreachable { why: format!("no HTTP client: {error}") })
         };
         let (near, far) = (client(true)?, client(false)?);
         Ok(Self { endpoint: url, token, near, far, on_wait: Box::new(|_, _| {}) })
