@@ -169,6 +169,37 @@ fn what_differs_from_its_digest_is_no_file() {
 }
 
 #[test]
+fn another_length_than_the_named_one_is_asked_for_twice() {
+    for (by, says) in [(7, "sent more than the"), (-7, "ended after")] {
+        for file in [WEIGHTS, "tokenizer.json"] {
+            let server = HubServer::start(&tiny(), move |seen| {
+                let lies = seen.what.starts_with("GET") && seen.what.ends_with(file);
+                if lies { Act::Resized(by) } else { Act::Serve }
+            });
+            let bench = bench(&server);
+            let run = download(&bench).code(3);
+            assert!(run.err.contains(says) && run.err.contains("twice; what came was thrown away"), "{}", run.err);
+            let holds = |seen: &Seen| seen.what.starts_with("GET") && seen.what.ends_with(file);
+            let sent = server.seen().iter().filter(|seen| holds(seen) && (seen.far || file != WEIGHTS)).count();
+            assert_eq!(sent, 2, "{by} {file}");
+            assert!(!blob(&bench, &server, file).exists() && !incomplete(&bench, &server, file).exists());
+        }
+    }
+}
+
+#[test]
+fn the_same_bytes_again_are_no_progress() {
+    let server = HubServer::start(&tiny(), |seen| match seen.before % 2 {
+        0 if weights(seen) => Act::Cut(5000),
+        1 if weights(seen) => Act::Status(416, ""),
+        _ => Act::Serve,
+    });
+    let run = download(&bench(&server)).code(3);
+    assert!(run.err.contains("sent no bytes from where the last try ended"), "{}", run.err);
+    assert_eq!(starts(&server), [0, 5000, 0, 5000, 0, 5000]);
+}
+
+#[test]
 fn servers_without_ranges_and_with_other_commits_are_coped_with() {
     let server = HubServer::start(&tiny(), |seen| match seen.before {
         0 if weights(seen) => Act::Cut(5000),
@@ -186,6 +217,52 @@ fn servers_without_ranges_and_with_other_commits_are_coped_with() {
     });
     let run = download(&self::bench(&moved)).code(3);
     assert!(run.err.contains("answers for 1111111"), "{}", run.err);
+}
+
+#[test]
+fn a_pause_that_the_server_asks_for_is_kept_and_told() {
+    let server = HubServer::start(&tiny(), |seen| match seen.before {
+        0 if weights(seen) => Act::Status(429, "retry-after: 2\r\n"),
+        _ => Act::Serve,
+    });
+    let (bench, started) = (bench(&server), Instant::now());
+    let run = download(&bench).code(0);
+    assert!(started.elapsed() >= Duration::from_secs(2));
+    assert!(run.err.contains("answered 429") && run.err.contains("asked again in 2 s"), "{}", run.err);
+    assert_complete(&bench, &server);
+}
+
+#[test]
+fn a_hub_on_the_loopback_is_asked_without_a_proxy() {
+    let server = HubServer::start(&tiny(), |_| Act::Serve);
+    let mut bench = bench(&server);
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for name in ["http_proxy", "HTTP_PROXY", "ALL_PROXY"] {
+        bench.variables.push((name.into(), format!("http://{nobody}")));
+    }
+    bench.variables.extend(["no_proxy", "NO_PROXY"].map(|name| (name.into(), String::new())));
+    download(&bench).code(0);
+    assert_complete(&bench, &server);
+}
+
+#[test]
+fn what_nobody_vouches_for_is_no_file() {
+    for (status, headers, message) in [
+        (
+            302,
+            "location: http://127.0.0.1:1/blob\r\netag: \"of-the-redirect\"\r\n",
+            "redirects elsewhere without naming",
+        ),
+        (200, "etag: \"of-nothing\"\r\n", "names no digest and a size of 0"),
+    ] {
+        let server = HubServer::start(&tiny(), move |seen| {
+            if seen.what.starts_with("HEAD") { Act::Status(status, headers) } else { Act::Serve }
+        });
+        let bench = bench(&server);
+        let run = download(&bench).code(3);
+        assert!(run.err.contains(message), "{}", run.err);
+        assert!(!bench.path("hub").exists());
+    }
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub(super) enum Act {
     Stall(usize),
     /// Bytes that are not those of the file.
     Damage,
+    /// So many bytes more than the file has, or fewer, and headers to match.
+    Resized(isize),
     /// All bytes, whatever range was asked for.
     Whole,
     /// A status with further headers.
@@ -167,7 +169,11 @@ impl State {
         let Some((name, bytes)) = path.strip_prefix(&prefix).and_then(|name| self.files.get_key_value(name)) else {
             return write!(stream, "HTTP/1.1 404 X\r\nx-error-code: EntryNotFound\r\ncontent-length: 0\r\n\r\n");
         };
-        let (etag, size) = (etag(name, bytes), bytes.len());
+        let (etag, mut bytes) = (etag(name, bytes), bytes.clone());
+        if let Act::Resized(by) = act {
+            bytes.resize(bytes.len().saturating_add_signed(by), 0);
+        }
+        let size = bytes.len();
         if is_large(name) && !seen.far {
             let place = format!("http://127.0.0.1:{}/blob/{name}", self.far);
             return write!(

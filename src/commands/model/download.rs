@@ -41,6 +41,10 @@ pub(super) fn download(args: &DownloadArgs) -> Answer {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::machine(format_args!("no runtime: {error}")))?;
     let mut shown = Shown::new(args.json);
+    let bar = shown.bar.clone();
+    let hub = hub.on_wait(move |why, pause| {
+        bar.suspend(|| complain(format_args!("{why}; asked again in {:.0} s", pause.as_secs_f64())));
+    });
     let fetched = runtime.block_on(hub.download(id, revision, &mut |progress| shown.show(progress)));
     shown.bar.finish_and_clear();
     let fetched = fetched.map_err(failed)?;

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::PathBuf;
 
+use reqwest::header::CONTENT_LENGTH;
 use reqwest::{StatusCode, Url};
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
@@ -40,8 +41,8 @@ pub(super) async fn bring(
     let mut partial = Partial::open(layout.incomplete(&known.etag), known)?;
     let mut wrong = None;
     loop {
-        fetch(wire, url, &mut partial, &mut blob.downloaded, tell).await?;
-        match (partial.verify(known), &wrong) {
+        let came = fetch(wire, url, &mut partial, &mut blob.downloaded, tell).await?;
+        match (came.and_then(|()| partial.verify(known)), &wrong) {
             (Ok(()), _) => break,
             (Err(why), Some(_)) => {
                 fs::remove_file(&partial.path).map_err(HubError::io(&partial.path))?;
@@ -59,44 +60,47 @@ pub(super) async fn bring(
     Ok(blob)
 }
 
-/// Brings what is missing of a file, however often the connection breaks while something comes.
+/// Brings what is missing of a file, however often the connection breaks while something comes that was never here. The inner error
+/// says why what came cannot be the file.
 async fn fetch(
     wire: &Wire,
     url: &Url,
     partial: &mut Partial,
     downloaded: &mut u64,
     tell: &mut dyn FnMut(u64, u64),
-) -> Result<(), HubError> {
-    let mut patience = Patience::default();
+) -> Result<Result<(), String>, HubError> {
+    if partial.length > partial.size {
+        partial.restart()?;
+    }
+    // Bytes that come again and again, from a server without ranges, are no progress.
+    let (mut patience, mut furthest) = (Patience::default(), partial.length);
     while partial.length != partial.size {
-        let before = *downloaded;
         match stream(wire, url, partial, downloaded, tell).await {
-            Ok(()) => {}
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => return Ok(Err(why)),
             Err(Trouble::Final(error)) => return Err(error),
             Err(Trouble::Passing { why, after }) => {
-                if *downloaded > before {
-                    patience = Patience::default();
+                if partial.length > furthest {
+                    (patience, furthest) = (Patience::default(), partial.length);
                 }
-                patience.wait(why, after).await?;
+                wire.wait(&mut patience, why, after).await?;
             }
         }
     }
     tell(partial.length, partial.size);
-    Ok(())
+    Ok(Ok(()))
 }
 
-/// One request, and all that comes of it.
+/// One request, and all that comes of it. The inner error: the server sends another number of bytes than it named, which asking on
+/// would not mend.
 async fn stream(
     wire: &Wire,
     url: &Url,
     partial: &mut Partial,
     downloaded: &mut u64,
     tell: &mut dyn FnMut(u64, u64),
-) -> Result<(), Trouble> {
+) -> Result<Result<(), String>, Trouble> {
     let again = |why: String| Trouble::Passing { why, after: None };
-    if partial.length > partial.size {
-        partial.restart()?;
-    }
     let mut response = wire.get(url, partial.length).await?;
     let starts_at = response.headers().get("content-range").and_then(|value| value.to_str().ok()).and_then(range_start);
     match response.status() {
@@ -113,21 +117,23 @@ async fn stream(
         }
         _ => return Err(wire.refusal(response).await),
     }
+    // Such a body that ends before its length is a failed read, below.
+    let whole = response.status() == StatusCode::OK && response.headers().contains_key(CONTENT_LENGTH);
     loop {
         let chunk = response.chunk().await.map_err(|error| wire.broken(&error))?;
         let Some(chunk) = chunk else { break };
         partial.append(&chunk)?;
         *downloaded += chunk.len() as u64;
         if partial.length > partial.size {
-            let why = format!("{} sent more than the {} bytes that it named", wire.host(), partial.size);
-            return Err(again(why));
+            return Ok(Err(format!("{} sent more than the {} bytes that it named", wire.host(), partial.size)));
         }
         tell(partial.length, partial.size);
     }
     if partial.length < partial.size {
-        return Err(again(format!("{} ended after {} of {} bytes", wire.host(), partial.length, partial.size)));
+        let why = format!("{} ended after {} of {} bytes", wire.host(), partial.length, partial.size);
+        return if whole { Ok(Err(why)) } else { Err(again(why)) };
     }
-    Ok(())
+    Ok(Ok(()))
 }
 
 /// The first byte of `bytes 5-9/10`.
@@ -147,14 +153,17 @@ struct Partial {
 
 /// What an etag is.
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
+    /// Of the bytes.
     Sha256,
+    /// Of Git's blob.
     Git,
+    /// No digest that can be compared.
     Unknown,
 }
 
 impl Kind {
-    fn of(etag: &str) -> Self {
+    pub(super) fn of(etag: &str) -> Self {
         match (etag.len(), etag.bytes().all(|byte| byte.is_ascii_hexdigit())) {
             (64, true) => Self::Sha256,
             (40, true) => Self::Git,

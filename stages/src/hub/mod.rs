@@ -15,7 +15,7 @@
 //! - the ref is written last.
 //!
 //! All calls after the first name the commit, so a branch that moves meanwhile mixes nothing. A cut or silent connection, 408, 429 and
-//! 5xx are tried again with growing pauses, and bytes that came start the count anew. Two programs that want one file wait for each
+//! 5xx are tried again with growing pauses, and bytes beyond the furthest so far start the count anew. Two programs that want one file wait for each
 //! other at `.locks/models--ORG--NAME/ETAG.lock`, as the hub's own library does.
 //!
 //! The token goes to the endpoint's own host and nowhere else: downloads are redirected to hosts that get none.
@@ -26,6 +26,7 @@ mod layout;
 mod wire;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use layout::Layout;
 use reqwest::Url;
@@ -134,6 +135,14 @@ impl Hub {
     /// The endpoint is no http or https address, or the token would go over a network unencrypted.
     pub fn new(endpoint: &str, token: Option<String>, cache: &Path) -> Result<Self, HubError> {
         Ok(Self { wire: Wire::new(endpoint, token)?, cache: cache.to_owned() })
+    }
+
+    /// Calls `tell` with the reason and the length of each pause of a second or more that the server asks for (`Retry-After`), before it.
+    /// Pauses may take ten minutes.
+    #[must_use]
+    pub fn on_wait(mut self, tell: impl Fn(&str, Duration) + Send + Sync + 'static) -> Self {
+        self.wire.on_wait = Box::new(tell);
+        self
     }
 
     /// Brings `id` (`org/name`) at `revision` (a branch, a tag, a commit) into the cache; what is there already does not come again.

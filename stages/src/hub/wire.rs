@@ -9,6 +9,7 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value;
 
 use super::HubError;
+use super::blob::Kind;
 use crate::provider::openai::retry_after;
 
 /// Tries without a byte in between.
@@ -16,6 +17,8 @@ const TRIES: u32 = 6;
 /// The pause before the second try; it doubles, up to [`LONGEST`].
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(20);
+/// The longest pause that a server may ask for; it is asked again then, whatever it wants.
+const OBEYED: Duration = Duration::from_secs(600);
 /// Redirects in a row.
 const REDIRECTS: usize = 8;
 /// How long nothing may come.
@@ -29,7 +32,12 @@ pub(super) struct Wire {
     near: Client,
     /// Follows anywhere that is as safe.
     far: Client,
+    /// Told of each pause that the server asks for, before it.
+    pub(super) on_wait: Box<OnWait>,
 }
+
+/// Takes why there is a pause, and how long it is.
+pub(super) type OnWait = dyn Fn(&str, Duration) + Send + Sync;
 
 /// A revision as the hub lists it.
 pub(super) struct Listed {
@@ -77,14 +85,12 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// Waits for the next try; the failure if there is none left.
-    pub(super) async fn wait(&mut self, why: String, after: Option<Duration>) -> Result<(), HubError> {
-        if self.left == 0 {
-            return Err(HubError::Unreachable { why });
-        }
-        tokio::time::sleep(after.unwrap_or(self.pause).min(LONGEST)).await;
-        (self.left, self.pause) = (self.left - 1, (2 * self.pause).min(LONGEST));
-        Ok(())
+    /// How long to wait for the next try: as long as the server wants, else as it has grown. Nothing if there is none left.
+    fn next(&mut self, after: Option<Duration>) -> Option<Duration> {
+        self.left = self.left.checked_sub(1)?;
+        let pause = after.map_or(self.pause, |after| after.min(OBEYED));
+        self.pause = (2 * self.pause).min(LONGEST);
+        Some(pause)
     }
 }
 
@@ -103,11 +109,13 @@ impl Wire {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = |near| {
             let builder = Client::builder().redirect(policy(near)).connect_timeout(Duration::from_secs(10));
-            let client = builder.read_timeout(SILENCE).build();
-            client.map_err(|error| HubError::Unreachable { why: format!("no HTTP client: {error}") })
+            let builder = builder.read_timeout(SILENCE);
+            // A proxy has another loopback.
+            let builder = if here { builder.no_proxy() } else { builder };
+            builder.build().map_err(|error| HubError::Unreachable { why: format!("no HTTP client: {error}") })
         };
         let (near, far) = (client(true)?, client(false)?);
-        Ok(Self { endpoint: url, token, near, far })
+        Ok(Self { endpoint: url, token, near, far, on_wait: Box::new(|_, _| {}) })
     }
 
     /// The endpoint's host, for messages.
@@ -168,8 +176,8 @@ impl Wire {
             if let Some(other) = text("x-repo-commit").filter(|other| *other != commit) {
                 return Err(self.strange(&format!("was asked for commit {commit} and answers for {other}")).into());
             }
-            known(response.headers())
-                .ok_or_else(|| self.strange(&format!("names neither digest nor size of {url}")).into())
+            known(response.headers(), response.status().is_redirection())
+                .map_err(|lacks| self.strange(&format!("{lacks} of {url}")).into())
         })
         .await
     }
@@ -196,9 +204,24 @@ impl Wire {
             match call().await {
                 Ok(value) => return Ok(value),
                 Err(Trouble::Final(error)) => return Err(error),
-                Err(Trouble::Passing { why, after }) => patience.wait(why, after).await?,
+                Err(Trouble::Passing { why, after }) => self.wait(&mut patience, why, after).await?,
             }
         }
+    }
+
+    /// Waits for the next try; the failure if there is none left.
+    pub(super) async fn wait(
+        &self,
+        patience: &mut Patience,
+        why: String,
+        after: Option<Duration>,
+    ) -> Result<(), HubError> {
+        let Some(pause) = patience.next(after) else { return Err(HubError::Unreachable { why }) };
+        if after.is_some() && pause.as_secs() > 0 {
+            (self.on_wait)(&why, pause);
+        }
+        tokio::time::sleep(pause).await;
+        Ok(())
     }
 
     fn strange(&self, what: &str) -> HubError {
@@ -265,19 +288,35 @@ fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Digest and size by the headers of a file, those of what a pointer stands for first.
-fn known(headers: &HeaderMap) -> Option<Known> {
+/// Digest and size by the headers of a file, those of what a pointer stands for first. A redirect's own are of the redirect. The error says
+/// what the headers do.
+fn known(headers: &HeaderMap, redirects: bool) -> Result<Known, &'static str> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let etag = text("x-linked-etag").or_else(|| text(ETAG.as_str()))?;
+    let of = |linked, own: &str| text(linked).or_else(|| if redirects { None } else { text(own) });
+    let (etag, size) = (of("x-linked-etag", ETAG.as_str()), of("x-linked-size", CONTENT_LENGTH.as_str()));
+    let (Some(etag), Some(Ok(size))) = (etag, size.map(str::parse::<u64>)) else {
+        return Err(if redirects {
+            "redirects elsewhere without naming both digest and size (X-Linked-Etag, X-Linked-Size)"
+        } else {
+            "does not name both digest and size (ETag, Content-Length)"
+        });
+    };
     let etag = etag.trim_start_matches("W/").trim_matches('"');
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let fit = !etag.is_empty() && etag.len() <= 128 && !etag.starts_with('.') && etag.chars().all(plain);
-    let size = text("x-linked-size").or_else(|| text(CONTENT_LENGTH.as_str()))?.parse().ok()?;
-    fit.then(|| Known { etag: etag.to_owned(), size })
+    if etag.is_empty() || etag.len() > 128 || etag.starts_with('.') || !etag.chars().all(plain) {
+        return Err("sends an ETag that is no name");
+    }
+    // Nothing would be compared with anything.
+    if size == 0 && Kind::of(etag) == Kind::Unknown {
+        return Err("names no digest and a size of 0");
+    }
+    Ok(Known { etag: etag.to_owned(), size })
 }
 
 #[cfg(test)]
 mod tests {
+    use reqwest::header::HeaderName;
+
     use super::*;
 
     #[test]
@@ -298,16 +337,49 @@ mod tests {
     }
 
     #[test]
+    fn pauses_grow_to_a_limit_and_the_servers_are_longer() {
+        let seconds = Duration::from_secs;
+        let mut patience = Patience::default();
+        let asked = [None, None, Some(seconds(90)), Some(seconds(3600)), Some(seconds(0)), None];
+        let pauses = asked.map(|after| patience.next(after));
+        assert_eq!(pauses[..2], [Some(PAUSE), Some(2 * PAUSE)]);
+        assert_eq!(pauses[2..], [Some(seconds(90)), Some(OBEYED), Some(seconds(0)), None]);
+        let mut long = Patience { left: 20, ..Patience::default() };
+        assert_eq!((0..20).filter_map(|_| long.next(None)).max(), Some(LONGEST));
+    }
+
+    #[test]
     fn etags_that_are_no_file_names_are_refused() {
         let of = |etag: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(ETAG, etag.parse().unwrap());
             headers.insert(CONTENT_LENGTH, "7".parse().unwrap());
-            known(&headers).map(|known| (known.etag, known.size))
+            known(&headers, false).ok().map(|known| (known.etag, known.size))
         };
         assert_eq!(of("W/\"ab\""), Some(("ab".to_owned(), 7)));
         for etag in ["\"../x\"", "\"\"", "\"a/b\"", "\".hidden\""] {
             assert_eq!(of(etag), None, "{etag}");
         }
+    }
+
+    #[test]
+    fn what_a_redirect_says_of_itself_says_nothing_of_the_file() {
+        let of = |pairs: &[(&'static str, &str)], redirects| {
+            let headers: HeaderMap = pairs
+                .iter()
+                .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
+                .collect();
+            known(&headers, redirects).map(|known| (known.etag, known.size))
+        };
+        let own = [("etag", "ab"), ("content-length", "7")];
+        let linked = [("x-linked-etag", "cd"), ("x-linked-size", "9")];
+        assert_eq!(of(&own, false), Ok(("ab".to_owned(), 7)));
+        assert_eq!(of(&[own, linked].concat(), true), Ok(("cd".to_owned(), 9)));
+        for part in [&own[..], &[own[0], own[1], linked[0]], &[own[0], own[1], linked[1]]] {
+            assert!(of(part, true).is_err_and(|why| why.contains("X-Linked-Size")), "{part:?}");
+        }
+        let empty = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391";
+        assert_eq!(of(&[("etag", empty), ("content-length", "0")], false), Ok((empty.to_owned(), 0)));
+        assert!(of(&[("etag", "ab"), ("content-length", "0")], false).is_err_and(|why| why.contains("size of 0")));
     }
 }
