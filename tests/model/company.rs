@@ -93,6 +93,27 @@ fn who_comes_later_joins_and_may_end_first() {
 }
 
 #[test]
+fn whole_answers_keep_company_too() {
+    let served = Served::start(&family("qwen2_vl"));
+    let body = |seed| with(long(seed, 1), json!({"max_tokens": 1900, "temperature": 0}));
+    let ended = std::thread::scope(|scope| {
+        let ask = |seed| {
+            let (status, answer) = served.chat(&body(seed));
+            assert_eq!(status, 200, "{answer}");
+            assert_eq!(answer["usage"]["completion_tokens"], json!(1900), "too short to tell");
+            Instant::now()
+        };
+        let long: Vec<_> = (0..4).map(|seed| scope.spawn(move || ask(seed))).collect();
+        // By then all four are here, and two of them would be enough to bar the way.
+        std::thread::sleep(Duration::from_millis(100));
+        short(&served, 1);
+        let short_ended = Instant::now();
+        (short_ended, long.into_iter().map(|thread| thread.join().unwrap()).min().unwrap())
+    });
+    assert!(ended.0 < ended.1, "the short one waited for a long one");
+}
+
+#[test]
 fn who_leaves_frees_the_room_and_who_is_too_many_is_told() {
     let served = Served::start_with(&family("qwen2_vl"), &["--queue", "1"]);
     // Greedily this model never comes to an end.
