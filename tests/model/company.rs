@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::family;
 use super::serve::{Served, headers, question, unchunked, with};
 
-/// Requests of 16 answers that fill the 256 answers in work, less a quarter that the last to come may overrun.
-const FULL: usize = 13;
+/// Requests of 16 answers that fill the 256 answers in work.
+const FULL: usize = 16;
 
 /// A streamed answer, and what of it is here.
 struct Stream {
