@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::family;
 use super::serve::{Served, headers, question, unchunked, with};
 
-/// Requests of 16 answers that fill the 256 answers in work, less a quarter that the last to come may overrun.
-const FULL: usize = 13;
+/// Requests of 16 answers that fill the 256 answers in work.
+const FULL: usize = 16;
 
 /// A streamed answer, and what of it is here.
 struct Stream {
@@ -90,6 +90,27 @@ fn who_comes_later_joins_and_may_end_first() {
     // Alone, all say the same.
     assert_eq!(Stream::open(&served, &long(1, 16)).rest(), answers);
     assert_eq!((0..4).map(|seed| short(&served, seed)).collect::<Vec<_>>(), meanwhile);
+}
+
+#[test]
+fn whole_answers_keep_company_too() {
+    let served = Served::start(&family("qwen2_vl"));
+    let body = |seed| with(long(seed, 1), json!({"max_tokens": 1900, "temperature": 0}));
+    let ended = std::thread::scope(|scope| {
+        let ask = |seed| {
+            let (status, answer) = served.chat(&body(seed));
+            assert_eq!(status, 200, "{answer}");
+            assert_eq!(answer["usage"]["completion_tokens"], json!(1900), "too short to tell");
+            Instant::now()
+        };
+        let long: Vec<_> = (0..4).map(|seed| scope.spawn(move || ask(seed))).collect();
+        // By then all four are here, and two of them would be enough to bar the way.
+        std::thread::sleep(Duration::from_millis(100));
+        short(&served, 1);
+        let short_ended = Instant::now();
+        (short_ended, long.into_iter().map(|thread| thread.join().unwrap()).min().unwrap())
+    });
+    assert!(ended.0 < ended.1, "the short one waited for a long one");
 }
 
 #[test]

@@ -50,6 +50,12 @@ pub trait Watch {
     /// The newest token of a completion, the end token included; `Break` ends this completion with it.
     fn token(&mut self, request: usize, sample: usize, id: u32) -> ControlFlow<()>;
 
+    /// Whether an answer to a request is still wanted; asked until it starts, for it may wait for room. One that is not wanted never
+    /// starts, and no more is said of it.
+    fn wanted(&mut self, _request: usize) -> bool {
+        true
+    }
+
     /// Tokens that no answer may hold.
     fn banned(&self) -> &[u32] {
         &[]
@@ -202,10 +208,15 @@ impl<E: Engine> Batch<'_, E> {
     fn admit(&mut self) -> Result<Vec<usize>> {
         let mut admitted = Vec::new();
         let mut rows = self.rows.len();
-        if rows > MAX_ROWS * 3 / 4 {
-            return Ok(admitted);
-        }
-        while let Some(request) = self.requests.next(self.next)? {
+        // With no row free nothing is drawn: it can wait in the source as well.
+        while rows < MAX_ROWS
+            && let Some(request) = self.requests.next(self.next)?
+        {
+            if !self.watch.wanted(self.next) {
+                self.requests.forget(self.next);
+                self.next += 1;
+                continue;
+            }
             let cost = cache_bytes(self.engine, request);
             let first = rows == 0 && admitted.is_empty();
             if !first && (rows + request.seeds.len() > MAX_ROWS || self.cost + cost > self.engine.room()) {

@@ -45,23 +45,25 @@ impl Work for Scoring<'_> {
     fn run<E: Engine>(self, engine: &E, prefixes: &PrefixesOf<E>) -> Result<Vec<Vec<f64>>> {
         let scorer = Scorer { engine, prefixes };
         let mut scores = Vec::with_capacity(self.requests.len());
-        for group in groups(self.requests) {
+        for group in groups(self.requests, engine.token_bytes(), engine.room()) {
             scores.extend(self.vlm.in_pool(|| scorer.group(group))?);
         }
         Ok(scores)
     }
 }
 
-/// Requests whose rows fit the buffers together.
-fn groups(requests: &[ScoreRequest]) -> Vec<&[ScoreRequest]> {
-    let (mut all, mut start, mut rows) = (Vec::new(), 0, 0);
+/// Requests whose rows fit the buffers together, and whose keys and values fit the room for them; one alone is never too much.
+fn groups(requests: &[ScoreRequest], token_bytes: usize, room: usize) -> Vec<&[ScoreRequest]> {
+    let (mut all, mut start, mut rows, mut bytes) = (Vec::new(), 0, 0, 0);
     for (index, request) in requests.iter().enumerate() {
         let own = request.prefix.len() + request.continuations.iter().map(Vec::len).sum::<usize>();
-        if index > start && rows + own > ROWS_AT_ONCE {
+        let kept = token_bytes * (request.prompt.ids.len() + own);
+        if index > start && (rows + own > ROWS_AT_ONCE || bytes + kept > room) {
             all.push(&requests[start..index]);
-            (start, rows) = (index, 0);
+            (start, rows, bytes) = (index, 0, 0);
         }
         rows += own;
+        bytes += kept;
     }
     if start < requests.len() {
         all.push(&requests[start..]);
@@ -169,5 +171,33 @@ impl<E: Engine> Scorer<'_, E> {
         let parts: Vec<&E::Rows> = branches.iter().map(|(root, _)| &*root.before).chain(&hidden).collect();
         let mut found = self.engine.log_probabilities(&self.engine.pick(&parts, &picks)?, &asked)?.into_iter();
         Ok(branches.iter().map(|(_, ids)| found.by_ref().take(ids.len()).fold(0.0, |sum, one| sum + one)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(prompt: usize, prefix: usize, continuations: &[usize]) -> ScoreRequest {
+        let prompt =
+            Prompt { ids: vec![1; prompt], positions: [vec![], vec![], vec![]], images: vec![], text: String::new() };
+        let continuations = continuations.iter().map(|&count| vec![1; count]).collect();
+        ScoreRequest { prompt: Arc::new(prompt), prefix: vec![1; prefix], continuations }
+    }
+
+    fn sizes(requests: &[ScoreRequest], token_bytes: usize, room: usize) -> Vec<usize> {
+        groups(requests, token_bytes, room).into_iter().map(<[_]>::len).collect()
+    }
+
+    #[test]
+    fn a_group_ends_where_its_rows_or_its_keys_and_values_are_too_many() {
+        let requests = [request(50, 2, &[3, 5]), request(40, 0, &[10]), request(300, 0, &[1]), request(9, 0, &[1])];
+        assert_eq!(sizes(&requests, 8, 8 * 10_000), [4]);
+        // 60 and 50 tokens fill it; the 301 are too many alone and come alone.
+        assert_eq!(sizes(&requests, 8, 8 * 110), [2, 1, 1]);
+        assert_eq!(sizes(&requests, 8, 8 * 110 - 1), [1, 1, 1, 1]);
+        let wide = [request(1, 0, &[ROWS_AT_ONCE]), request(1, 0, &[1])];
+        assert_eq!(sizes(&wide, 1, usize::MAX), [1, 1]);
+        assert_eq!(sizes(&[], 1, 1), [0; 0]);
     }
 }

@@ -35,7 +35,7 @@ impl<'a> Requests<'a> {
         Ok(self.known.get(&number))
     }
 
-    /// Forgets a request that is answered.
+    /// Forgets a request that is answered, or that nobody wants answered.
     pub(crate) fn forget(&mut self, number: usize) {
         self.known.remove(&number);
     }

@@ -157,3 +157,55 @@ fn an_answered_request_is_let_go_and_a_senseless_one_is_an_error() {
     let failed = vlm.generate_from(&mut || once.take(), &mut watch, &mut |_, _| ControlFlow::Continue(()));
     assert!(failed.is_err());
 }
+
+/// Fills the room with one request for as long as it answers; who waits behind it may leave meanwhile.
+struct Leaving<'a> {
+    counting: Counting<'a>,
+    gone: usize,
+    started: Vec<usize>,
+}
+
+impl Watch for Leaving<'_> {
+    fn token(&mut self, request: usize, sample: usize, id: u32) -> ControlFlow<()> {
+        if !self.started.contains(&request) {
+            self.started.push(request);
+        }
+        self.counting.token(request, sample, id)
+    }
+
+    fn wanted(&mut self, request: usize) -> bool {
+        request != self.gone || self.counting.tokens.get() < 1000
+    }
+
+    fn banned(&self) -> &[u32] {
+        self.counting.banned()
+    }
+}
+
+#[test]
+fn who_leaves_before_there_is_room_never_starts() {
+    let vlm = load("tiny");
+    let seeds: Vec<u64> = (0..250).collect();
+    // The second does not fit beside the first; the third would.
+    let requests = [request(&vlm, 2, 20, &seeds), request(&vlm, 4, 3, &seeds[..10]), request(&vlm, 6, 3, &[1])];
+    for (gone, expected) in [(1, vec![2, 0]), (9, vec![0, 1, 2])] {
+        let (tokens, mut order, mut rest) = (Cell::new(0), vec![], requests.iter().cloned());
+        let counting = Counting { tokens: &tokens, ends: vlm.eos().to_vec() };
+        let mut watch = Leaving { counting, gone, started: vec![] };
+        vlm.generate_from(&mut || rest.next(), &mut watch, &mut |number, _| {
+            order.push(number);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(order, expected);
+        assert_eq!(watch.started.contains(&1), gone != 1);
+    }
+}
+
+#[test]
+fn whoever_fits_joins_though_most_of_the_room_is_taken() {
+    let vlm = load("tiny");
+    let seeds: Vec<u64> = (0..250).collect();
+    let requests = [(0, request(&vlm, 2, 12, &seeds)), (500, request(&vlm, 4, 3, &[1, 2, 3, 4, 5, 6]))];
+    assert_eq!(joining(&vlm, &requests).1, [1, 0]);
+}

@@ -220,9 +220,12 @@ async fn answer(service: Arc<Service>, body: Result<axum::body::Bytes, BytesReje
     };
     let stream = asked.stream;
     let busy = |_| Refusal::stopping();
-    let _permit = service.preparing.acquire().await.map_err(busy)?;
     let (vlm, longest) = (service.vlm.clone(), service.longest);
-    let prepared = tokio::task::spawn_blocking(move || asked.prepare(&vlm, longest)).await;
+    // The permit is for preparing alone: held through a whole answer, it would keep all but two of them waiting.
+    let prepared = {
+        let _permit = service.preparing.acquire().await.map_err(busy)?;
+        tokio::task::spawn_blocking(move || asked.prepare(&vlm, longest)).await
+    };
     let prepared = prepared.map_err(|_| Refusal::internal("the request broke the server's preparation"))??;
     let prompt_tokens = prepared.prompt.ids.len();
     let events = service.queue.push(prepared)?;

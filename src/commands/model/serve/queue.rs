@@ -146,6 +146,16 @@ struct Watcher<'a> {
 }
 
 impl Watch for Watcher<'_> {
+    /// Whoever has gone away while there was no room is out of work.
+    fn wanted(&mut self, request: usize) -> bool {
+        let mut in_work = self.in_work.borrow_mut();
+        let wanted = in_work.requests.get(&request).is_some_and(|growth| !growth.events.is_closed());
+        if !wanted {
+            in_work.requests.remove(&request);
+        }
+        wanted
+    }
+
     fn token(&mut self, request: usize, sample: usize, id: u32) -> ControlFlow<()> {
         let mut in_work = self.in_work.borrow_mut();
         let Some(Growth { events, choices }) = in_work.requests.get_mut(&request) else {
