@@ -121,9 +121,9 @@ fn check_number(fields: &Yaml, key: &str, what: &str, problems: &mut Problems<'_
 /// How weights are held.
 fn check_dtype(fields: &Yaml, problems: &mut Problems<'_>) {
     let Some(value) = fields.get("dtype") else { return };
-    let Some(text) = value.text().filter(|text| !DTYPES.contains(&text.as_ref())) else { return };
+    let Some(text) = value.text().filter(|text| !DTYPES.contains(text)) else { return };
     let message = format!("`dtype` is one of {}, this is `{text}`", DTYPES.join(", "));
-    problems.error(value.at, "unknown-dtype", message).suggest(&text, DTYPES);
+    problems.error(value.at, "unknown-dtype", message).suggest(text, DTYPES);
 }
 
 /// `price: { prompt: DOLLARS, completion: DOLLARS }` a million tokens; a budget means nothing without it.
