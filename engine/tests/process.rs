@@ -558,6 +558,8 @@ fn a_lost_warden_takes_its_commands_along() {
     let (attempt, _heard) = bench.start(bench.script(&script));
     wait_for_lines(&pids, 1);
     let warden: i32 = wait_for_lines(&warden, 1)[0].parse().unwrap();
+    // The command may be there before the warden has told of it, and nobody else could.
+    std::thread::sleep(Duration::from_millis(500));
     rustix::process::kill_process(rustix::process::Pid::from_raw(warden).unwrap(), rustix::process::Signal::KILL)
         .unwrap();
     let (_, blame) = failed(&wait(attempt).0);

@@ -255,7 +255,8 @@ async fn listen(output: ChildStdout, board: &Board, meter: &Meter) {
     }
 }
 
-/// The warden is gone: what it started is killed, and whoever waits learns of it.
+/// The warden is gone: what it told of is killed, and whoever waits learns of it. A command that it had started and not yet told of, a
+/// matter of microseconds, is not known here.
 fn abandon(board: &Board) {
     let left = board.lock().expect("no panic while it is held").take();
     for Waiting { pid, .. } in left.into_iter().flat_map(BTreeMap::into_values) {
