@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::plan::DTYPES;
 use crate::port::{Arity, InputPort};
 use crate::registry::{Kind, Registry};
 
@@ -129,11 +130,12 @@ fn model() -> Value {
             "revision": text("A commit or branch"), "file": text("Recorded answers, for provider replay")
         } }
     ] });
+    let dtypes: Vec<Value> = std::iter::once(Value::Null).chain(DTYPES.map(Value::from)).collect();
     let mut properties = json!({
         "provider": { "enum": ["local", "openai", "replay"] },
         "description": text("What it is for"),
         "from": from,
-        "dtype": { "enum": [null, "f32", "bf16", "q8"], "description": "How the weights are held" },
+        "dtype": { "enum": dtypes, "description": "How the weights are held" },
         "system": { "type": ["string", "null"], "description": "Text file with its system prompt" },
         "model": text("The model's name at its server"),
         "revision": text("Revision of a served model"),

@@ -18,6 +18,7 @@ mod sources;
 
 pub use compile::{CompileOptions, compile, compile_bytes};
 pub use external::{GlobError, expand_glob, hub_snapshot};
+pub(crate) use models::DTYPES;
 pub use select::{Edge, SelectError};
 
 use std::collections::BTreeMap;

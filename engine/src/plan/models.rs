@@ -18,7 +18,7 @@ use crate::stage::{Coordinates, Provider};
 
 const PROVIDERS: [&str; 3] = ["local", "openai", "replay"];
 /// How a local model's weights can be held.
-const DTYPES: [&str; 3] = ["f32", "bf16", "q8"];
+pub(crate) const DTYPES: [&str; 3] = ["f32", "bf16", "q8"];
 /// Keys every model takes.
 const ANY: [&str; 4] = ["provider", "description", "system", "revision"];
 const LOCAL: [&str; 2] = ["from", "dtype"];
