@@ -156,6 +156,14 @@ struct Head<'a> {
     tokens: usize,
 }
 
+impl<'a> Head<'a> {
+    /// The head's keys and values in a part of what is seen.
+    #[inline(always)]
+    fn of(&self, part: &Seen<'a>) -> (&'a [f32], &'a [f32]) {
+        part.stretch.head(self.layer, self.head, self.width)
+    }
+}
+
 wide! {
     fn row_alone(head: Head<'_>, query: &[f32], scores: &mut [f32], out: &mut [f32]) {
         gather::<1>(head, query, head.width, scores, out, head.width);
@@ -178,12 +186,12 @@ fn gather<const Q: usize>(
     out: &mut [f32],
     out_row: usize,
 ) {
-    let Head { seen, layer, head, width, tokens } = head;
+    let Head { seen, width, tokens, .. } = head;
     let room = tokens + 2 * STEP;
     let scale = 1.0 / (width as f32).sqrt();
     let mut start = 0;
     for part in seen {
-        let (keys, _) = part.stretch.head(layer, head, width);
+        let (keys, _) = head.of(part);
         // Keys are scored from a whole step on; those before the window are dropped by moving the rest to the front.
         let skip = part.from % STEP;
         let first = part.from - skip;
@@ -203,23 +211,19 @@ fn gather<const Q: usize>(
     let mut first = 0;
     while first < width {
         first += match width - first {
-            64.. if Q == 1 => weighted::<Q, 64>(seen, layer, head, width, first, scores, room, out, out_row),
-            32.. => weighted::<Q, 32>(seen, layer, head, width, first, scores, room, out, out_row),
-            16.. => weighted::<Q, 16>(seen, layer, head, width, first, scores, room, out, out_row),
-            8.. => weighted::<Q, 8>(seen, layer, head, width, first, scores, room, out, out_row),
-            _ => weighted::<Q, 1>(seen, layer, head, width, first, scores, room, out, out_row),
+            64.. if Q == 1 => weighted::<Q, 64>(head, first, scores, room, out, out_row),
+            32.. => weighted::<Q, 32>(head, first, scores, room, out, out_row),
+            16.. => weighted::<Q, 16>(head, first, scores, room, out, out_row),
+            8.. => weighted::<Q, 8>(head, first, scores, room, out, out_row),
+            _ => weighted::<Q, 1>(head, first, scores, room, out, out_row),
         };
     }
 }
 
 /// `N` columns of the weighted values of `Q` rows, from `first` on; keys in order, the sums in registers. Returns `N`.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "one head's whole state, used in one place")]
 fn weighted<const Q: usize, const N: usize>(
-    seen: &[Seen<'_>],
-    layer: usize,
-    head: usize,
-    width: usize,
+    head: Head<'_>,
     first: usize,
     scores: &[f32],
     room: usize,
@@ -228,8 +232,8 @@ fn weighted<const Q: usize, const N: usize>(
 ) -> usize {
     let mut sums = [[0.0f32; N]; Q];
     let mut start = 0;
-    for part in seen {
-        let (_, values) = part.stretch.head(layer, head, width);
+    for part in head.seen {
+        let (width, (_, values)) = (head.width, head.of(part));
         for (key, row) in values[part.from * width..part.tokens * width].chunks_exact(width).enumerate() {
             let row: &[f32; N] = row[first..][..N].try_into().expect("N values");
             for (q, sums) in sums.iter_mut().enumerate() {
