@@ -7,21 +7,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::cli::bench::{Bench, Ended, root};
+use crate::cli::bench::{Bench, Ended};
 
 /// A bench with a copy of `pipelines/`, so that published tables land in its own folder.
 fn bench() -> Bench {
-    let bench = Bench::new("");
-    for folder in ["pipelines", "pipelines/prompts"] {
-        for entry in std::fs::read_dir(root().join(folder)).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_file() {
-                let name = format!("{folder}/{}", path.file_name().unwrap().to_str().unwrap());
-                bench.write(&name, &std::fs::read_to_string(&path).unwrap());
-            }
-        }
-    }
-    bench
+    Bench::with_copies(&["pipelines", "pipelines/prompts"])
 }
 
 fn digests(bench: &Bench, store: &str) -> String {

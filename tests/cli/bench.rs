@@ -69,6 +69,21 @@ impl Ended {
 }
 
 impl Bench {
+    /// A folder with copies of the files of some of the repository's folders, in folders of the same names.
+    pub(crate) fn with_copies(folders: &[&str]) -> Bench {
+        let bench = Bench::new("");
+        for folder in folders {
+            for entry in std::fs::read_dir(root().join(folder)).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_file() {
+                    let name = format!("{folder}/{}", path.file_name().unwrap().to_str().unwrap());
+                    bench.write(&name, &std::fs::read_to_string(&path).unwrap());
+                }
+            }
+        }
+        bench
+    }
+
     /// A folder whose `pipeline.yaml` holds `yaml`.
     pub(crate) fn new(yaml: &str) -> Self {
         let bench = Self { folder: tempfile::tempdir().unwrap(), variables: Vec::new() };

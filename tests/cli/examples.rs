@@ -17,17 +17,7 @@ fn examples() -> Bench {
 
 /// The examples as they lie in the repository, with the prompts beside them.
 fn repository() -> Bench {
-    let bench = Bench::new("");
-    for folder in ["pipelines/examples", "pipelines/prompts"] {
-        for entry in std::fs::read_dir(root().join(folder)).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_file() {
-                let name = format!("{folder}/{}", path.file_name().unwrap().to_str().unwrap());
-                bench.write(&name, &std::fs::read_to_string(&path).unwrap());
-            }
-        }
-    }
-    bench
+    Bench::with_copies(&["pipelines/examples", "pipelines/prompts"])
 }
 
 /// Runs a pipeline twice: everything is executed, then nothing.

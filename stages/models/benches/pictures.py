@@ -8,10 +8,10 @@ needs torch, torchvision, Pillow and transformers. Each figure is the least time
 filter (the default), ours with torchvision's, theirs, and how many times as fast ours by default is. The last rows are decoding, by Pillow there.
 """
 
-import argparse, io, json, os, pathlib, shutil, subprocess, sys, tempfile, time
+import argparse, io, json, pathlib, sys, tempfile
 
-# Ahead of whatever else the machine does, where that is allowed.
-PREFIX = ["chrt", "-f", "10"]
+from beside import least, run
+
 SIZES = [(168, 112), (480, 480), (640, 427), (1024, 768)]
 CLIP = dict(image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711])
 IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
@@ -42,16 +42,6 @@ def processors():
     }
 
 
-def least(times, work):
-    work()
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
-
-
 def transformers_side(threads, times, paths):
     import torch
     from PIL import Image
@@ -67,15 +57,6 @@ def transformers_side(threads, times, paths):
             for family, processor in processors().items():
                 figures[f"{path.name} {family}"] = least(times, lambda: processor(images=[image], return_tensors="pt"))
     print(json.dumps(figures))
-
-
-def run(command, threads):
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-    prefix = PREFIX if shutil.which("chrt") and subprocess.run(PREFIX + ["true"], capture_output=True).returncode == 0 else []
-    output = subprocess.run(prefix + command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if output.returncode:
-        sys.exit(f"{command}: {output.stderr}")
-    return json.loads(output.stdout.strip().splitlines()[-1])
 
 
 def compare(binary, threads, rounds, times):

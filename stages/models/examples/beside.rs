@@ -4,10 +4,11 @@
 //! so many repetitions. For prefill nothing is kept between them; for decoding the prompt is, so that what is timed is hardly more than
 //! the tokens behind the first. Each time the nine questions are about a picture that differs in a pixel.
 
+mod timing;
+
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use image::RgbImage;
 use mimalloc::MiMalloc;
@@ -16,6 +17,7 @@ use mpcc_models::generate::GenerateRequest;
 use mpcc_models::sample::Sampling;
 use mpcc_models::vlm::{LoadOptions, Prompt, Vlm};
 use serde_json::json;
+use timing::least;
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -100,17 +102,6 @@ fn generate(vlm: &Vlm, requests: &[GenerateRequest]) -> Vec<u32> {
     })
     .expect("an answer");
     ids
-}
-
-/// Seconds of the fastest of several repetitions, after one that is not counted.
-fn least(times: usize, mut work: impl FnMut()) -> f64 {
-    let mut timed = || {
-        let start = Instant::now();
-        work();
-        start.elapsed().as_secs_f64()
-    };
-    timed();
-    (0..times).map(|_| timed()).fold(f64::INFINITY, f64::min)
 }
 
 /// Most memory that the process ever had, where Linux says it.

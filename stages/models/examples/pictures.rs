@@ -3,12 +3,14 @@
 //! `cargo run --release -p mpcc-models --example pictures -- THREADS TIMES PICTURE...` prints one line of JSON: each figure is the
 //! least of so many repetitions, over the picture processors of three families in their usual settings.
 
+mod timing;
+
 use std::path::Path;
-use std::time::Instant;
 
 use mimalloc::MiMalloc;
 use mpcc_models::image::{AnyRes, Filter, ImageProcessor, Patches, Processor, Tiles, decode};
 use serde_json::{Map, Value, json};
+use timing::least;
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -70,15 +72,4 @@ fn checksum(patches: &Patches) -> u64 {
         .iter()
         .zip(1u64..)
         .fold(0, |sum, (value, place)| sum.wrapping_add(place.wrapping_mul(value.to_bits().into())))
-}
-
-/// Seconds of the fastest of several repetitions, after one that is not counted.
-fn least(times: usize, mut work: impl FnMut()) -> f64 {
-    let mut timed = || {
-        let start = Instant::now();
-        work();
-        start.elapsed().as_secs_f64()
-    };
-    timed();
-    (0..times).map(|_| timed()).fold(f64::INFINITY, f64::min)
 }

@@ -3,13 +3,10 @@
 
 mod common;
 
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use image::RgbImage;
-use mpcc_models::chat::{Part, Role, Turn};
-use mpcc_models::generate::{Completion, GenerateRequest};
+use common::{FAMILIES, answers, ask, fixtures};
+use mpcc_models::generate::GenerateRequest;
 use mpcc_models::lora::LoraConfig;
 use mpcc_models::sample::Sampling;
 use mpcc_models::score::ScoreRequest;
@@ -19,17 +16,11 @@ use mpcc_models::vlm::prefix::Prefixes;
 use mpcc_models::vlm::qwen::Config;
 use mpcc_models::vlm::{Form, LoadOptions, Prompt, Vlm};
 
-const FAMILIES: [&str; 5] =
-    ["tiny", "families/qwen2_vl", "families/llava_next_vicuna", "families/llava_next_mistral", "families/internvl"];
 /// How far logits may be from the host's.
 const LOGITS: f32 = 1e-4;
 /// How far logits of bf16 weights may be from the host's, which computes with the same weights in f32: at most, and in the mean square
 /// relative to that of the logits. transformers differs from itself by up to 0.47 and 0.020 in the same models.
 const LOGITS_BF16: [f32; 2] = [0.75, 0.03];
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
 
 fn options(kept_bytes: usize, engine: EngineChoice) -> LoadOptions {
     LoadOptions { kept_bytes, engine, ..LoadOptions::default() }
@@ -39,20 +30,6 @@ fn options(kept_bytes: usize, engine: EngineChoice) -> LoadOptions {
 fn both(family: &str, kept_bytes: usize) -> [Vlm; 2] {
     [EngineChoice::ByDevice, EngineChoice::Tensors]
         .map(|engine| Vlm::load(&fixtures().join(family), &options(kept_bytes, engine)).unwrap())
-}
-
-fn picture(salt: u32) -> RgbImage {
-    RgbImage::from_fn(120 + 14 * (salt % 3), 90, |x, y| {
-        let byte = |k: u32| ((x * (3 + k) + y * (5 + salt) + salt * 31) % 256) as u8;
-        image::Rgb([byte(0), byte(1), byte(salt)])
-    })
-}
-
-fn ask(vlm: &Vlm, pictures: &[u32], words: &str) -> Arc<Prompt> {
-    let shown = pictures.iter().map(|_| Part::Image);
-    let parts = shown.chain([Part::Text(format!("The object in the masked part. {words}"))]).collect();
-    let pictures: Vec<RgbImage> = pictures.iter().map(|salt| picture(*salt)).collect();
-    Arc::new(vlm.prompt(&[Turn { role: Role::User, parts }], &pictures, true).unwrap())
 }
 
 /// Eight prompts: with none, one and two pictures, alike at the beginning and not, short and long.
@@ -200,16 +177,6 @@ fn bf16_is_as_near_as_bf16_is() {
         let text = vlm.config().text();
         assert_eq!(bytes, 2 * text.layers * text.heads.kv_heads * text.heads.head_dim * 2, "two bytes a value");
     }
-}
-
-fn answers(vlm: &Vlm, requests: &[GenerateRequest]) -> Vec<Vec<Completion>> {
-    let mut found = vec![vec![]; requests.len()];
-    vlm.generate(requests, &mut |index, completions| {
-        found[index] = completions;
-        ControlFlow::Continue(())
-    })
-    .unwrap();
-    found
 }
 
 fn greedy(prompts: &[Arc<Prompt>], samples: u64) -> Vec<GenerateRequest> {

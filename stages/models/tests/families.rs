@@ -1,14 +1,16 @@
 //! Every family against PyTorch: fixtures written by `make_families.py` from tiny random models, others drawn on the spot where
 //! transformers is there.
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{Device, Tensor};
+use common::{answers, fixtures};
 use image::RgbImage;
 use mpcc_models::chat::{Part, Role, Turn};
 use mpcc_models::generate::{Completion, GenerateRequest};
@@ -21,10 +23,6 @@ use mpcc_models::vlm::{LoadOptions, Packed, Prompt, Trainable, Vlm};
 use serde_json::Value;
 
 const COMMITTED: [&str; 4] = ["qwen2_vl", "llava_next_vicuna", "llava_next_mistral", "internvl"];
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
 
 /// A model with what PyTorch computed with it.
 struct Family {
@@ -277,16 +275,6 @@ for directory, fixture in zip(sys.argv[2::2], sys.argv[3::2]):
     println!("{}", String::from_utf8_lossy(&output.stdout));
 }
 
-fn all(vlm: &Vlm, requests: &[GenerateRequest]) -> Vec<Vec<Completion>> {
-    let mut found = vec![vec![]; requests.len()];
-    vlm.generate(requests, &mut |index, completions| {
-        found[index] = completions;
-        ControlFlow::Continue(())
-    })
-    .unwrap();
-    found
-}
-
 #[test]
 fn an_answer_depends_on_neither_batch_nor_prefix_nor_threads() {
     for family in Family::committed() {
@@ -303,12 +291,12 @@ fn an_answer_depends_on_neither_batch_nor_prefix_nor_threads() {
             .collect();
         for size in [1, 2, 3, 5, 8, 13, 16, 17, 31, 33, 64, 65] {
             let requests: Vec<GenerateRequest> = (0..size).map(request).collect();
-            assert_eq!(all(&family.vlm, &requests), alone[..size], "{} in a batch of {size}", family.name);
+            assert_eq!(answers(&family.vlm, &requests), alone[..size], "{} in a batch of {size}", family.name);
         }
         let threaded = LoadOptions { threads: 3, ..LoadOptions::default() };
         let threaded = Vlm::load(&family.dir, &threaded).unwrap();
         let requests: Vec<GenerateRequest> = (0..33).map(request).collect();
-        assert_eq!(all(&threaded, &requests), alone[..33], "{} on three threads", family.name);
+        assert_eq!(answers(&threaded, &requests), alone[..33], "{} on three threads", family.name);
         let shared = GenerateRequest { seeds: (0..65).filter(|row| row % 3 == 1).collect(), ..request(1) };
         let expected: Vec<Completion> = (0..65).filter(|row| row % 3 == 1).map(|row| alone[row][0].clone()).collect();
         assert_eq!(family.vlm.complete(shared).unwrap(), expected, "{} behind one prompt", family.name);

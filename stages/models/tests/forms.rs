@@ -1,10 +1,12 @@
 //! Weights held in fewer bits: bf16 loses nothing of a checkpoint in bf16, and eight bits stay near, with rows that are each other's
 //! business no more than in f32.
 
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 use std::sync::Arc;
 
+use common::{FAMILIES, answers, fixtures};
 use image::RgbImage;
 use mpcc_models::DType;
 use mpcc_models::chat::{Part, Role, Turn};
@@ -15,15 +17,9 @@ use mpcc_models::score::ScoreRequest;
 use mpcc_models::vlm::infer::EngineChoice;
 use mpcc_models::vlm::{Form, LoadOptions, Prompt, Trainable, Vlm};
 
-const FAMILIES: [&str; 5] =
-    ["tiny", "families/qwen2_vl", "families/llava_next_vicuna", "families/llava_next_mistral", "families/internvl"];
 /// How far the log-probability of a token may be from f32's. These models are drawn and narrow, so that little of the rounding cancels:
 /// 0.02 to 0.08 were seen, and a block read with another's scale gives more than 1.
 const NEAR: f64 = 0.2;
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
 
 fn load(dir: &Path, form: Form, threads: usize) -> Vlm {
     Vlm::load(dir, &LoadOptions { form, threads, ..LoadOptions::default() }).unwrap()
@@ -50,13 +46,7 @@ fn generate(vlm: &Vlm, prompts: &[Arc<Prompt>], samples: u64) -> Vec<Vec<Complet
         sampling: Sampling::at(1.0, 8),
         seeds: (0..samples).collect(),
     };
-    let mut found = vec![vec![]; prompts.len()];
-    vlm.generate(&prompts.iter().map(request).collect::<Vec<_>>(), &mut |index, completions| {
-        found[index] = completions;
-        ControlFlow::Continue(())
-    })
-    .unwrap();
-    found
+    answers(vlm, &prompts.iter().map(request).collect::<Vec<_>>())
 }
 
 fn score(vlm: &Vlm, prompts: &[Arc<Prompt>]) -> Vec<Vec<f64>> {

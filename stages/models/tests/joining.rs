@@ -1,26 +1,25 @@
 //! Requests that join others in work: who joins when changes no answer, and whoever is short ends first.
 
+mod common;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 
+use common::{FAMILIES, fixtures};
 use mpcc_models::chat::{Part, Role, Turn};
 use mpcc_models::generate::{Completion, GenerateRequest, Watch};
 use mpcc_models::sample::Sampling;
 use mpcc_models::vlm::infer::EngineChoice;
 use mpcc_models::vlm::{LoadOptions, Vlm};
 
-const FAMILIES: [&str; 5] =
-    ["tiny", "families/qwen2_vl", "families/llava_next_vicuna", "families/llava_next_mistral", "families/internvl"];
-
 fn load(family: &str) -> Vlm {
     load_on(family, EngineChoice::default())
 }
 
 fn load_on(family: &str, engine: EngineChoice) -> Vlm {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
+    let dir = fixtures().join(family);
     Vlm::load(&dir, &LoadOptions { engine, ..LoadOptions::default() }).unwrap()
 }
 

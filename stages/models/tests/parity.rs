@@ -1,20 +1,19 @@
 //! The model against PyTorch: fixtures written by `make_fixtures.py` from a tiny random Qwen2.5-VL.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{Device, Tensor};
+use common::fixtures;
 use image::RgbImage;
 use mpcc_models::chat::{Part, Role, Turn};
 use mpcc_models::ops::Segments;
 use mpcc_models::vlm::{LoadOptions, Packed, Prompt, Vlm};
 use serde_json::Value;
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
 
 fn cases() -> Value {
     serde_json::from_slice(&std::fs::read(fixtures().join("cases.json")).unwrap()).unwrap()

@@ -4,36 +4,21 @@
 mod common;
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::D;
+use common::{answers, fixtures};
 use mpcc_models::chat::{Part, Role, Turn};
-use mpcc_models::generate::{Completion, GenerateRequest};
+use mpcc_models::generate::GenerateRequest;
 use mpcc_models::ops::Segments;
 use mpcc_models::sample::Sampling;
 use mpcc_models::score::ScoreRequest;
 use mpcc_models::vlm::{LoadOptions, Packed, Prompt, Vlm};
 use serde_json::Value;
 
-fn all(vlm: &Vlm, requests: &[GenerateRequest]) -> Vec<Vec<Completion>> {
-    let mut found = vec![vec![]; requests.len()];
-    vlm.generate(requests, &mut |index, completions| {
-        assert!(found[index].is_empty(), "request {index} reported twice");
-        found[index] = completions;
-        ControlFlow::Continue(())
-    })
-    .unwrap();
-    found
-}
-
 fn prompts(vlm: &Vlm, count: u32) -> Vec<Arc<Prompt>> {
     let one = |salt| vlm.prompt(&common::question(salt, 5 + salt % 7), &[common::picture(salt)], true).unwrap();
     (0..count).map(|salt| Arc::new(one(salt))).collect()
-}
-
-fn fixtures() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
 #[test]
@@ -49,7 +34,7 @@ fn greedy_answers_are_pytorchs() {
         GenerateRequest { prompt, sampling: Sampling::greedy(14), seeds: vec![0] }
     });
     let requests: Vec<GenerateRequest> = requests.collect();
-    for (case, completions) in cases.iter().zip(all(&vlm, &requests)) {
+    for (case, completions) in cases.iter().zip(answers(&vlm, &requests)) {
         let greedy: Vec<u32> = serde_json::from_value(case["greedy"].clone()).unwrap();
         assert_eq!(completions[0].ids, greedy, "{}", case["name"]);
         assert_eq!(completions[0].text, case["decoded"].as_str().unwrap());
@@ -82,8 +67,8 @@ fn an_answer_depends_on_its_prompt_and_seed_alone() {
         .enumerate()
         .map(|(index, prompt)| GenerateRequest { prompt, sampling, seeds: (0..1 + index as u64 % 5).collect() })
         .collect();
-    let together = all(&vlm, &requests);
-    assert_eq!(all(&threaded, &requests), together);
+    let together = answers(&vlm, &requests);
+    assert_eq!(answers(&threaded, &requests), together);
     for (request, expected) in requests.iter().zip(&together) {
         assert_eq!(&vlm.complete(request.clone()).unwrap(), expected);
         for (seed, expected) in request.seeds.iter().zip(expected) {
@@ -107,7 +92,7 @@ fn more_rows_than_fit_are_taken_in_turns() {
     };
     let prompt = &prompts(&vlm, 1)[0];
     let many: Vec<GenerateRequest> = [300, 90, 1, 0, 120, 80].map(|seeds| request(prompt, seeds)).into();
-    let found = all(&vlm, &many);
+    let found = answers(&vlm, &many);
     for (request, completions) in many.iter().zip(&found) {
         assert_eq!(completions.len(), request.seeds.len());
         assert_eq!(completions[..], found[0][..completions.len()]);

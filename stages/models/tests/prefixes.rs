@@ -3,27 +3,18 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use image::RgbImage;
-use mpcc_models::chat::{Part, Role, Turn};
+use common::{FAMILIES, answers, ask, fixtures, odd_picture};
 use mpcc_models::generate::{Completion, GenerateRequest};
 use mpcc_models::image::Patches;
 use mpcc_models::sample::Sampling;
 use mpcc_models::score::ScoreRequest;
 use mpcc_models::vlm::{LoadOptions, PrefixCounts, Prompt, Vlm};
 
-const FAMILIES: [&str; 5] =
-    ["tiny", "families/qwen2_vl", "families/llava_next_vicuna", "families/llava_next_mistral", "families/internvl"];
 /// What one item is asked: two choices and seven statements.
 const QUESTIONS: usize = 9;
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
 
 fn load(family: &str, kept_bytes: usize) -> Vlm {
     Vlm::load(&fixtures().join(family), &LoadOptions { kept_bytes, ..LoadOptions::default() }).unwrap()
@@ -31,21 +22,6 @@ fn load(family: &str, kept_bytes: usize) -> Vlm {
 
 fn families() -> impl Iterator<Item = (&'static str, Vlm)> {
     FAMILIES.into_iter().map(|name| (name, load(name, 256 << 20)))
-}
-
-fn picture(salt: u32) -> RgbImage {
-    RgbImage::from_fn(120 + 14 * (salt % 3), 90, |x, y| {
-        let byte = |k: u32| ((x * (3 + k) + y * (5 + salt) + salt * 31) % 256) as u8;
-        image::Rgb([byte(0), byte(1), byte(salt)])
-    })
-}
-
-/// One question about pictures, processed anew: nothing is shared but what the pictures and words are.
-fn ask(vlm: &Vlm, pictures: &[u32], words: &str) -> Arc<Prompt> {
-    let shown = pictures.iter().map(|_| Part::Image);
-    let parts = shown.chain([Part::Text(format!("The object in the masked part. {words}"))]).collect();
-    let pictures: Vec<RgbImage> = pictures.iter().map(|salt| picture(*salt)).collect();
-    Arc::new(vlm.prompt(&[Turn { role: Role::User, parts }], &pictures, true).unwrap())
 }
 
 fn questions(vlm: &Vlm, pictures: &[u32]) -> Vec<Arc<Prompt>> {
@@ -60,13 +36,7 @@ fn generate(vlm: &Vlm, prompts: &[Arc<Prompt>]) -> Vec<Vec<Completion>> {
     let sampling = Sampling::at(1.0, 10);
     let requests: Vec<GenerateRequest> =
         prompts.iter().map(|prompt| GenerateRequest { prompt: prompt.clone(), sampling, seeds: vec![3, 4] }).collect();
-    let mut found = vec![vec![]; requests.len()];
-    vlm.generate(&requests, &mut |index, completions| {
-        found[index] = completions;
-        ControlFlow::Continue(())
-    })
-    .unwrap();
-    found
+    answers(vlm, &requests)
 }
 
 fn score(vlm: &Vlm, prompts: &[Arc<Prompt>]) -> Vec<Vec<u64>> {
@@ -227,7 +197,7 @@ fn a_picture_that_differs_in_one_value_is_another() {
 #[test]
 fn equal_pictures_are_processed_alike_into_tensors_of_their_own() {
     for (name, vlm) in families() {
-        let fresh = vlm.assets().processor.process(&picture(1)).unwrap();
+        let fresh = vlm.assets().processor.process(&odd_picture(1)).unwrap();
         let prompts = [ask(&vlm, &[1], "Once."), ask(&vlm, &[1], "Again."), ask(&load(name, 0), &[1], "Elsewhere.")];
         let values = |pixels: &Tensor| pixels.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for prompt in &prompts {

@@ -1,11 +1,13 @@
 //! Losses, gradients and advantages against PyTorch: `fixtures/reference.safetensors` is written by `make_fixtures.py`;
 //! `fixtures/objective.json` holds a group, its advantages and the four losses of one batch in f64, as TRL's trainer gives them.
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{Device, Tensor, Var};
+use common::fixtures;
 use image::RgbImage;
 use mpcc_models::chat::{Part, Role, Turn};
 use mpcc_models::train::advantage::{Scaling, advantages};
@@ -14,10 +16,6 @@ use mpcc_models::train::logprob::{logprobs, weighted};
 use mpcc_models::train::objective::{DemoWeight, Kl, Loss, Objective, Tokens};
 use mpcc_models::vlm::{LoadOptions, Prompt, Trainable, Vlm};
 use serde_json::Value;
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
 
 fn json(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(fixtures().join(name)).unwrap()).unwrap()

@@ -44,17 +44,22 @@ thread_local! {
 
 #[cfg(test)]
 impl Level {
-    /// Results of some work at each level that this processor has, the best first; the work must stay on this thread.
-    pub(crate) fn each<R>(work: impl Fn() -> R) -> Vec<(Level, R)> {
+    /// The levels that this processor has, the best first.
+    pub(crate) fn all() -> Vec<Level> {
         let all = [Level::Avx512, Level::Avx2, Level::Plain];
         let best = all.iter().position(|level| *level == Level::detect()).expect("one of the levels");
+        all[best..].to_vec()
+    }
+
+    /// Results of some work at each of them; the work must stay on this thread.
+    pub(crate) fn each<R>(work: impl Fn() -> R) -> Vec<(Level, R)> {
         let at = |level: Level| {
             PRETENDED.set(Some(level));
             let result = work();
             PRETENDED.set(None);
             (level, result)
         };
-        all[best..].iter().map(|level| at(*level)).collect()
+        Level::all().into_iter().map(at).collect()
     }
 }
 

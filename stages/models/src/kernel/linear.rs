@@ -265,10 +265,17 @@ mod tests {
         (0..count).map(|i| (((i * 7919 + salt * 104_729) % 2003) as f32 / 1001.0 - 1.0) * 0.7).collect()
     }
 
-    fn levels() -> Vec<Level> {
-        let all = [Level::Avx512, Level::Avx2, Level::Plain];
-        let best = all.iter().position(|level| *level == Level::detect()).unwrap();
-        all[best..].to_vec()
+    /// Holds the first rows of `x`, for each number of rows and of threads, to those of `whole` at every level.
+    fn same_bits(x: &[f32], matrix: Matrix<'_>, whole: &[f32], sizes: impl Iterator<Item = (usize, usize)>) {
+        for (rows, threads) in sizes {
+            for level in Level::all() {
+                let mut y = vec![];
+                linear_at(level, &x[..rows * matrix.width], matrix, &mut y, threads);
+                let same = y.iter().zip(whole).all(|(a, b)| a.to_bits() == b.to_bits());
+                let (width, out) = (matrix.width, matrix.out());
+                assert!(same && y.len() == rows * out, "{level:?} {width} x {out}, {rows} rows, {threads} threads");
+            }
+        }
     }
 
     #[test]
@@ -292,19 +299,8 @@ mod tests {
             let matrix = Matrix { weight: Values::F32(&w), bias: Some(&b), width };
             let mut whole = vec![];
             linear_at(Level::Plain, &x, matrix, &mut whole, 1);
-            for level in levels() {
-                for rows in (1..=9).chain([16, 17, 31, 32, 33, 64, 130]) {
-                    for threads in [1, 3] {
-                        let mut y = vec![];
-                        linear_at(level, &x[..rows * width], matrix, &mut y, threads);
-                        let same = y.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits());
-                        assert!(
-                            same && y.len() == rows * out,
-                            "{level:?} {width} x {out}, {rows} rows, {threads} threads"
-                        );
-                    }
-                }
-            }
+            let rows = (1..=9).chain([16, 17, 31, 32, 33, 64, 130]);
+            same_bits(&x, matrix, &whole, rows.flat_map(|rows| [(rows, 1), (rows, 3)]));
         }
     }
 
@@ -319,18 +315,8 @@ mod tests {
                 narrow.widen(0, width, &mut wide);
                 let mut whole = vec![];
                 linear(&x, Matrix { weight: Values::F32(&wide), bias: None, width }, &mut whole, 1);
-                for level in levels() {
-                    for (rows, threads) in [(1, 1), (3, 2), (8, 1), (9, 1), (17, 3), (40, 2)] {
-                        let mut y = vec![];
-                        let matrix = Matrix { weight: narrow, bias: None, width };
-                        linear_at(level, &x[..rows * width], matrix, &mut y, threads);
-                        let same = y.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits());
-                        assert!(
-                            same && y.len() == rows * out,
-                            "{level:?} {width} x {out}, {rows} rows, {threads} threads"
-                        );
-                    }
-                }
+                let matrix = Matrix { weight: narrow, bias: None, width };
+                same_bits(&x, matrix, &whole, [(1, 1), (3, 2), (8, 1), (9, 1), (17, 3), (40, 2)].into_iter());
             }
         }
     }

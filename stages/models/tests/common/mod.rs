@@ -1,14 +1,57 @@
-//! A model of the embedded world's shape with a word tokenizer, and pictures for it.
+//! The committed models, questions to them and their answers; a model of the embedded world's shape with a word tokenizer, and pictures
+//! for it.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use image::RgbImage;
 use mpcc_models::chat::{ChatTemplate, Part, Role, Turn};
+use mpcc_models::generate::{Completion, GenerateRequest};
 use mpcc_models::image::ImageProcessor;
 use mpcc_models::tokenizer::TextTokenizer;
 use mpcc_models::vlm::qwen::Config;
-use mpcc_models::vlm::{Assets, GenerationConfig, LoadOptions, Vlm};
+use mpcc_models::vlm::{Assets, GenerationConfig, LoadOptions, Prompt, Vlm};
 use serde_json::{Map, Value, json};
+
+/// A committed model of every kind, by its folder among the fixtures.
+pub const FAMILIES: [&str; 5] =
+    ["tiny", "families/qwen2_vl", "families/llava_next_vicuna", "families/llava_next_mistral", "families/internvl"];
+
+/// The folder of what is committed for tests.
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// A picture of an odd size, 120 to 148 by 90 pixels.
+pub fn odd_picture(salt: u32) -> RgbImage {
+    RgbImage::from_fn(120 + 14 * (salt % 3), 90, |x, y| {
+        let byte = |k: u32| ((x * (3 + k) + y * (5 + salt) + salt * 31) % 256) as u8;
+        image::Rgb([byte(0), byte(1), byte(salt)])
+    })
+}
+
+/// One question about odd pictures, processed anew: nothing is shared but what the pictures and words are.
+pub fn ask(vlm: &Vlm, pictures: &[u32], words: &str) -> Arc<Prompt> {
+    let shown = pictures.iter().map(|_| Part::Image);
+    let parts = shown.chain([Part::Text(format!("The object in the masked part. {words}"))]).collect();
+    let pictures: Vec<RgbImage> = pictures.iter().map(|salt| odd_picture(*salt)).collect();
+    Arc::new(vlm.prompt(&[Turn { role: Role::User, parts }], &pictures, true).unwrap())
+}
+
+/// The completions of every request, each of which is reported once.
+pub fn answers(vlm: &Vlm, requests: &[GenerateRequest]) -> Vec<Vec<Completion>> {
+    let mut found = vec![vec![]; requests.len()];
+    vlm.generate(requests, &mut |index, completions| {
+        assert!(found[index].is_empty(), "request {index} reported twice");
+        found[index] = completions;
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    found
+}
 
 const SPECIAL: [&str; 7] =
     ["<pad>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<unk>"];
